@@ -69,9 +69,15 @@ class GrownFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptQuestion:
-    """The question which lines of batches have a result. `lines`: tenant and id of the HTTP request of each."""
+    """The question which lines of a tenant's batches have a result.
 
-    lines: tuple[tuple[TenantId, str], ...]
+    requests   ids of their HTTP requests
+    opened_ms  milliseconds since 1970 at which the earliest was admitted, by its edge's clock
+    """
+
+    tenant: TenantId
+    requests: tuple[str, ...]
+    opened_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,19 +1,27 @@
 """The laws of the leases of batches, on each database: one edge at a time, and no write under an ended lease."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import URL
 
-from manylora.control.stored.batches import cancel_batch, change_batch, create_batch, get_batch, kept_lines
+from manylora.control.stored.batches import (
+    CLOCKS_APART_MS,
+    cancel_batch,
+    change_batch,
+    create_batch,
+    get_batch,
+    kept_lines,
+)
 from manylora.control.stored.files import FilePart, append_to_file, begin_file, publish_file
 from manylora.control.stored.leases import BatchClaim, end_leases, renew_batches, take_batches
 from manylora.control.stored.objects import TenantStore
 from manylora.errors import InvalidParameter, NameTaken
 from manylora.ids import TenantId
 from manylora.stored.batches import WINDOW_S, BatchChange, BatchStatus, BatchTurn, StoredBatch, TakeWish, mint_batch_id
-from manylora.stored.files import BATCH_PURPOSE, Publication, mint_file_id
+from manylora.stored.files import BATCH_PURPOSE, KeptQuestion, Publication, mint_file_id
 from tests.control.plane import Plane, in_plane
 
 ACME, OTHER = TenantId("acme"), TenantId("other")
@@ -171,8 +179,12 @@ def test_lines_with_a_result_are_found_by_their_requests(url: URL, tmp_path: Pat
         filler: Any = b'{"id":"' + b"x" * (1 << 20) + b'"}\n'
         size = await write(store, turn, filler)
         await write(store, turn, b'{"response":{"request_id":"batch_req_a"}}\n', start=size)
-        asked = [(ACME, "batch_req_a"), (ACME, "batch_req_b"), (OTHER, "batch_req_a"), (OTHER, "x")]
-        assert await kept_lines(store, asked[:2]) == {"batch_req_a"}
-        assert await kept_lines(store, asked[2:]) == set()
+        kept = KeptQuestion(tenant=ACME, requests=("batch_req_a", "batch_req_b"), opened_ms=store.control.now_ms())
+        assert await kept_lines(store, kept) == {"batch_req_a"}
+        assert await kept_lines(store, replace(kept, tenant=OTHER)) == set()
+        await change_batch(store, BatchChange(batch=turn.batch, lease=turn.lease, status=BatchStatus.COMPLETED))
+        assert await kept_lines(store, kept) == {"batch_req_a"}
+        later = replace(kept, opened_ms=kept.opened_ms + CLOCKS_APART_MS + 1)
+        assert await kept_lines(store, later) == set(), "a batch that had ended before is not read"
 
     in_plane(url, tmp_path, scenario)

@@ -186,7 +186,7 @@ async def _server(
         storage=kept,
     )
     await take_over(kept)
-    kept_lines = await kept.store.kept_lines(meter.lost_lines)
+    kept_lines = await kept.kept_lines(meter.lost_lines)
     for edge in meter._lost_edges:
         await plane.client.give_back(edge)
     await meter.recovered(kept_lines.__contains__)

@@ -1,7 +1,5 @@
 """Batches of tenants: their creation, their states, and their cancellation by any edge."""
 
-from collections.abc import Iterable
-
 import msgspec
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,12 +9,13 @@ from manylora.control.stored.files import get_file, read_file
 from manylora.control.stored.leases import BatchClaim, BatchRow, batch_of, end_lease, require_lease
 from manylora.control.stored.objects import TenantStore, hold_tenant
 from manylora.errors import InvalidParameter, ResourceNotFound, StorageLimitExceeded
-from manylora.ids import TenantId
 from manylora.stored.batches import ENDED, BatchChange, BatchStatus, StoredBatch
-from manylora.stored.files import BATCH_PURPOSE
+from manylora.stored.files import BATCH_PURPOSE, KeptQuestion
 
 MAY_CANCEL = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 SCAN_BYTES = 1 << 20
+CLOCKS_APART_MS = 3_600_000
+"""Milliseconds by which the clocks of an edge and of the control plane may differ."""
 
 
 async def create_batch(store: TenantStore, batch: StoredBatch, *, is_earlier: bool = False) -> StoredBatch:
@@ -101,18 +100,20 @@ async def change_batch(store: TenantStore, change: BatchChange) -> StoredBatch:
     return changed
 
 
-async def kept_lines(store: TenantStore, lines: Iterable[tuple[TenantId, str]]) -> set[str]:
-    """Return the ids, among those of HTTP requests, that a result of a batch of the same tenant has."""
-    wanted: dict[str, set[str]] = {}
-    for tenant, request in lines:
-        wanted.setdefault(tenant, set()).add(request)
-    found = set[str]()
-    for owner, requests in wanted.items():
-        asked = select(batches.c.output_id, batches.c.error_id).where(batches.c.tenant == owner)
-        async with store.control.database.read() as connection:
-            rows = (await connection.execute(asked)).all()
-        for file_id in (each for row in rows for each in (row.output_id, row.error_id)):
-            found |= await _requests_in(store, owner, file_id, requests)
+async def kept_lines(store: TenantStore, asked: KeptQuestion) -> set[str]:
+    """Return the ids, among those of HTTP requests, that a result of a batch of the same tenant has.
+
+    Batches that had ended before the first of the requests are not read.
+    """
+    wanted, found = set(asked.requests), set[str]()
+    is_late = batches.c.ended_ms.is_(None) | (batches.c.ended_ms >= asked.opened_ms - CLOCKS_APART_MS)
+    files = select(batches.c.output_id, batches.c.error_id).where(batches.c.tenant == asked.tenant, is_late)
+    async with store.control.database.read() as connection:
+        rows = (await connection.execute(files)).all()
+    for file_id in (each for row in rows for each in (row.output_id, row.error_id)):
+        if wanted == found:
+            break
+        found |= await _requests_in(store, asked.tenant, file_id, wanted - found)
     return found
 
 
@@ -128,8 +129,9 @@ async def _requests_in(store: TenantStore, tenant: str, file_id: str, wanted: se
             return found
         if not data:
             return found
-        found |= {request for request, mark in marks.items() if mark in rest + data}
-        start, rest = start + len(data), (rest + data)[-overlap:]
+        text = rest + data
+        found |= {request for request, mark in marks.items() if mark in text}
+        start, rest = start + len(data), text[-overlap:]
 
 
 async def _require_input(store: TenantStore, batch: StoredBatch) -> None:

@@ -202,7 +202,7 @@ async def _start(
         storage=storage,
     )
     await take_over(storage)
-    kept = await storage.store.kept_lines(membership.meter.lost_lines)
+    kept = await storage.kept_lines(membership.meter.lost_lines)
     await membership.begin(kept.__contains__)
     if silent := await app.probe():
         raise StartupError(

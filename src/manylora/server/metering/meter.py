@@ -27,6 +27,7 @@ from manylora.server.metering.journal import DeliveryJournal
 from manylora.server.metering.records import Timings, record_of
 from manylora.server.metering.recovery import lost_requests, remove_journals
 from manylora.server.metering.spool import Opened, Spool, hold_folders, segments_in
+from manylora.stored.files import KeptQuestion
 
 log = logging.getLogger(__name__)
 
@@ -117,9 +118,16 @@ class Meter:
         return len({usage.opened.id for usage in self._open.values()})
 
     @property
-    def lost_lines(self) -> list[tuple[TenantId, str]]:
-        """Tenant and HTTP request of each line of a batch that earlier edges left open."""
-        return [(each.opened.tenant, each.opened.request_id) for each in self._lost if each.opened.is_batch]
+    def lost_lines(self) -> list[KeptQuestion]:
+        """The lines of batches that earlier edges left open, those of each tenant together."""
+        lost = [each.opened for each in self._lost if each.opened.is_batch]
+        questions = []
+        for tenant in sorted({each.tenant for each in lost}):
+            own = [each for each in lost if each.tenant == tenant]
+            requests = tuple(each.request_id for each in own)
+            opened_ms = min(each.opened_ms for each in own)
+            questions.append(KeptQuestion(tenant=tenant, requests=requests, opened_ms=opened_ms))
+        return questions
 
     @property
     def failure(self) -> UsageUnrecorded | None:

@@ -5,7 +5,7 @@ fails. Ids are those of callers: one of another form than the edges mint is not 
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode
 
@@ -152,12 +152,9 @@ class ControlStore:
         content = msgspec.json.encode(change)
         return decode_answer(await self._client.exchange("POST", f"{ROOT}/batches/states", content), StoredBatch)
 
-    async def kept_lines(self, lines: Sequence[tuple[TenantId, str]]) -> set[str]:
+    async def kept_lines(self, question: KeptQuestion) -> set[str]:
         """Return the ids of HTTP requests, among those of lines, that have a result."""
-        if not lines:
-            return set()
-        asked = msgspec.json.encode(KeptQuestion(lines=tuple(lines)))
-        answer = await self._client.exchange("POST", f"{ROOT}/batches/kept", asked)
+        answer = await self._client.exchange("POST", f"{ROOT}/batches/kept", msgspec.json.encode(question))
         return set(decode_answer(answer, KeptLines).requests)
 
 

@@ -160,7 +160,7 @@ async def change(store: StoreDep, asked: Annotated[BatchChange, Depends(body_as(
 
 @router.post("/batches/kept")
 async def kept(store: StoreDep, asked: Annotated[KeptQuestion, Depends(body_as(KeptQuestion))]) -> Response:
-    return json_reply(KeptLines(requests=tuple(await kept_lines(store, asked.lines))))
+    return json_reply(KeptLines(requests=tuple(await kept_lines(store, asked))))
 
 
 @router.get("/{tenant}/batches/{batch}")
