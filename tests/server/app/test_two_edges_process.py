@@ -56,15 +56,13 @@ def test_the_other_edge_finishes_the_batch_of_a_killed_one_and_each_result_is_ch
         file_id = one.post("/v1/files", **form).json()["id"]
         body = {"input_file_id": file_id, "endpoint": COMPLETIONS, "completion_window": "24h"}
         batch_id = one.post("/v1/batches", json=body).json()["id"]
-        wait_for(
-            lambda: one.get(f"/v1/batches/{batch_id}").json()["request_counts"]["completed"] == BEFORE, patience_s=20
-        )
+        wait_for(lambda: one.get(f"/v1/batches/{batch_id}").json()["request_counts"]["completed"] == BEFORE)
         os.kill(first.pid, signal.SIGKILL)
         first.wait(20)
         left = httpx2.get(f"{plane.url}/internal/stored/acme/batches/{batch_id}", headers=edges).json()
         assert (left["status"], left["completed"]) == ("in_progress", BEFORE)
         _, two = edge("two")
-        wait_for(lambda: two.get(f"/v1/batches/{batch_id}").json()["status"] == "completed", patience_s=30)
+        wait_for(lambda: two.get(f"/v1/batches/{batch_id}").json()["status"] == "completed")
         edge("one")  # what the killed edge had not shipped is on its disk
         output = two.get(f"/v1/batches/{batch_id}").json()["output_file_id"]
         results = [json.loads(each) for each in two.get(f"/v1/files/{output}/content").text.splitlines()]
@@ -76,10 +74,10 @@ def test_the_other_edge_finishes_the_batch_of_a_killed_one_and_each_result_is_ch
             rows = httpx2.get(f"{plane.url}/admin/ledger?limit=1000", headers=operator).json()["rows"]
             return Counter(row["request_id"] for row in rows if row["charged_completion_tokens"])
 
-        wait_for(lambda: sum(charged().values()) >= LINES, patience_s=20)
+        wait_for(lambda: sum(charged().values()) >= LINES)
         assert charged() == Counter(each["response"]["request_id"] for each in results)
         assert httpx2.post(f"{plane.url}/admin/tenants/acme/close", headers=operator).status_code == 200
-        wait_for(lambda: not list((kept / "storage" / "blobs").glob("*/*/*")), patience_s=20)
+        wait_for(lambda: not list((kept / "storage" / "blobs").glob("*/*/*")))
 
 
 def new_key(url: str, operator: dict[str, str]) -> str:
