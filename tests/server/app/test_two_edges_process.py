@@ -17,7 +17,7 @@ from tests.server.app.test_server_process import running
 from tests.server.batches.batch_house import COMPLETIONS, jsonl, line
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 LINES, BEFORE = 40, 12
 """The lines of the batch, and those that the first edge can answer: its engine holds the others."""
