@@ -47,7 +47,8 @@ def seven_billion(record: Record, pictures: Path) -> str:
             "",
             source(record),
             "The shape is Llama-2-7b's, the weights are random. Both servers read one GGUF file (Q4_0 for int4, Q8_0 "
-            "for int8). The peak is the largest resident memory until the first token.",
+            "for int8), and have the eight adapters "
+            "loaded in every column. The peak is the largest resident memory until the first token.",
             "",
             table((*head, "prompt of 512, tokens/s"), rows),
         ]
