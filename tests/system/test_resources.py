@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from manylora.system.resources import find_resources
+from manylora.system.resources import find_resources, has_cuda_device
 
 GB = 10**9
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -155,3 +155,10 @@ def test_without_proc_half_of_the_machine_is_taken(tmp_path: Path) -> None:
     found = find_resources((7,), tmp_path)
     assert found.memory_bytes == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     assert found.threads == 8
+
+
+def test_a_cuda_device_has_a_numbered_file(tmp_path: Path) -> None:
+    (tmp_path / "nvidiactl").touch()
+    assert not has_cuda_device(tmp_path)
+    (tmp_path / "nvidia0").touch()
+    assert has_cuda_device(tmp_path)

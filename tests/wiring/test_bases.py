@@ -109,7 +109,7 @@ def test_two_bases_of_one_name_are_refused(tmp_path: Path) -> None:
     assert message.startswith(f"two bases have the name small: {one} and {other}; ")
 
 
-@pytest.mark.parametrize("name", ["memory_share_of", "quantize_of", "max_model_len_of"])
+@pytest.mark.parametrize("name", ["memory_share_of", "quantize_of", "max_model_len_of", "tensor_parallel_of"])
 def test_a_setting_of_a_base_that_is_not_served_is_refused(tmp_path: Path, name: str) -> None:
     value = "int8" if name == "quantize_of" else "8"
     assert f"model.{name}: huge is no base of this server" in refusal(
@@ -120,7 +120,14 @@ def test_a_setting_of_a_base_that_is_not_served_is_refused(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("memory_share_of", "a=0"), ("quantize_of", "a=int3"), ("max_model_len_of", "a=1")]
+    ("name", "value"),
+    [
+        ("memory_share_of", "a=0"),
+        ("quantize_of", "a=int3"),
+        ("max_model_len_of", "a=1"),
+        ("tensor_parallel_of", "a=0"),
+        ("tensor_parallel_of", "a=1025"),
+    ],
 )
 def test_a_pair_with_an_impossible_value_is_refused(name: str, value: str) -> None:
     with pytest.raises(ConfigInvalid, match=f"model.{name}"):
@@ -157,3 +164,15 @@ def test_each_engine_preloads_the_adapters_of_its_base_alone(tmp_path: Path) -> 
 def test_the_library_refuses_several_bases(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match=r"model\.more_bases: only a server has several bases"):
         LLM.from_config(two(tmp_path))
+
+
+def test_a_degree_that_does_not_divide_a_base_is_refused_by_its_name(tmp_path: Path) -> None:
+    message = refusal(two(tmp_path, model__tensor_parallel_of=("large=3",)))
+    assert message.startswith(f"{tmp_path}/large: tensor-parallel degree 3 does not divide the 4 attention heads")
+    assert "degrees of this base: 1, 2" in message
+
+
+def test_nccl_is_refused_without_a_cuda_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("manylora.wiring.planning.has_cuda_device", lambda: False)
+    given = two(tmp_path, model__tensor_parallel=2, model__collectives="nccl")
+    assert "model.collectives nccl joins CUDA devices, and this machine has none" in refusal(given)

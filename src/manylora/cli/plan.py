@@ -165,6 +165,8 @@ def serve_command(given: "Config", found: "MemoryCapacity", file: Path | None, a
 
     Args:  given  the settings of `file`, `assignments` and the environment; the server has their default base alone
     """
+    from manylora.wiring.bases import OF_BASES
+
     engine, model = found.config.engine, found.config.model
     words = ["manylora", "serve", "--base", model.base, "--quantize", model.quantize]
     words += ["--max-model-len", str(found.plan.max_model_len)]
@@ -174,7 +176,7 @@ def serve_command(given: "Config", found: "MemoryCapacity", file: Path | None, a
         if getattr(engine, name)
     }
     # The values of single bases are those of the options above, and the server refuses those of bases it has not.
-    of_bases = ("quantize_of", "max_model_len_of", "memory_share_of")
+    of_bases = (*OF_BASES, "memory_share_of")
     planned |= {f"model.{name}": "" for name in of_bases if getattr(given.model, name)}
     words += [] if file is None else ["--config", str(file)]
     kept = [each for each in assignments if each.partition("=")[0].strip() not in planned]

@@ -12,6 +12,7 @@ QUANTIZE = ("none", "int8", "int4")
 """Values of `model.quantize`."""
 _SHARE_OF_BASE = re.compile(r"(.+)=([1-9][0-9]{0,2}|1000)")
 _QUANTIZE_OF_BASE = re.compile(rf"(.+)=({'|'.join(QUANTIZE)})")
+_DEGREE_OF_BASE = re.compile(r"(.+)=([1-9][0-9]{0,2}|10[01][0-9]|102[0-4])")
 _WINDOW_OF_BASE = re.compile(r"(.+)=([2-9]|[1-9][0-9]{1,8})")
 _SIGNUP_LIMIT = re.compile(rf"({'|'.join(Limits.__slots__)})=([0-9]{{1,18}})")
 
@@ -63,6 +64,12 @@ def share_of_base(key: str, value: str) -> None:
     """Check a pair `base=share`."""
     if not _SHARE_OF_BASE.fullmatch(value):
         raise ConfigInvalid(f"{key}: a base's share is BASE=1 to BASE=1000, given {value!r}")
+
+
+def degree_of_base(key: str, value: str) -> None:
+    """Check a pair `base=degree`."""
+    if not _DEGREE_OF_BASE.fullmatch(value):
+        raise ConfigInvalid(f"{key}: a base's degree is BASE=1 to BASE=1024, given {value!r}")
 
 
 def quantize_of_base(key: str, value: str) -> None:

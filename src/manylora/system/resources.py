@@ -53,6 +53,11 @@ def find_resources(own: Sequence[int] = (), root: Path = Path("/")) -> Resources
     return Resources(threads=max(1, min([processors, *map(math.floor, quotas)])), memory_bytes=memory + taken)
 
 
+def has_cuda_device(folder: Path = Path("/dev")) -> bool:
+    """Return whether the system has the device file of a CUDA device. Nothing is opened."""
+    return any(each.name.removeprefix("nvidia").isdigit() for each in folder.glob("nvidia*"))
+
+
 def machine_bytes() -> int:
     """Return the bytes of this machine's memory, taken or not, without swap."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -20,7 +20,10 @@ from manylora.models.spec import ModelSpec
 from manylora.server.names.declared_bases import DeclaredBases
 from manylora.wiring.memory_plan import PROCESS_BYTES, BaseSizes, base_sizes, plan_memory
 from manylora.wiring.planning import available_bytes as available
-from manylora.wiring.planning import planned_form, refuse_impossible_plan
+from manylora.wiring.planning import planned_form, refuse_impossible_plan, refuse_impossible_ranks
+
+OF_BASES = ("quantize_of", "max_model_len_of", "tensor_parallel_of")
+"""Settings of the model that give single bases a value of their own, as `base=value`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +57,16 @@ def server_bases(config: Config, available_bytes: int | None = None) -> tuple[Se
     bases = tuple(_named(config, base) for base in given)
     _refuse_equal_names(bases)
     by_name = {name.lower(): number for number, base in enumerate(bases) for name in (given[number], *base.names)}
-    forms = _values(by_name, "model.quantize_of", config.model.quantize_of)
-    windows = _values(by_name, "model.max_model_len_of", config.model.max_model_len_of)
+    values = {name: _values(by_name, f"model.{name}", getattr(config.model, name)) for name in OF_BASES}
     shares = _values(by_name, "model.memory_share_of", config.model.memory_share_of)
     own = [
-        dataclasses.replace(base, config=_own(base.config, forms.get(number), windows.get(number), len(bases)))
+        dataclasses.replace(
+            base, config=_own(base.config, {name: found.get(number) for name, found in values.items()}, len(bases))
+        )
         for number, base in enumerate(bases)
     ]
+    for base in own:
+        refuse_impossible_ranks(base.config, base.spec)
     if len(own) == 1:
         return tuple(own)
     total = available(config) if available_bytes is None else available_bytes
@@ -85,9 +91,8 @@ def default_base_settings(config: Config) -> Config:
         pairs = [pair for pair in pairs if is_alone or pair.rpartition("=")[0].lower() in names]
         return _values(names, setting, pairs).get(0)
 
-    form = own("model.quantize_of", config.model.quantize_of)
-    window = own("model.max_model_len_of", config.model.max_model_len_of)
-    return _own(base.config, form, window, 1 + len(config.model.more_bases))
+    values = {name: own(f"model.{name}", getattr(config.model, name)) for name in OF_BASES}
+    return _own(base.config, values, 1 + len(config.model.more_bases))
 
 
 def refuse_impossible_bases(config: Config) -> None:
@@ -185,16 +190,20 @@ def _values(by_name: Mapping[str, int], setting: str, pairs: Sequence[str]) -> d
     return found
 
 
-def _own(config: Config, form: str | None, window: str | None, num_bases: int) -> Config:
-    """Return the settings of one base, without those of the others."""
+def _own(config: Config, values: Mapping[str, str | None], num_bases: int) -> Config:
+    """Return the settings of one base, without those of the others. `values`: its values of `OF_BASES`."""
     model = dataclasses.replace(
         config.model,
-        quantize=form or config.model.quantize,
+        quantize=values["quantize_of"] or config.model.quantize,
+        tensor_parallel=int(values["tensor_parallel_of"] or config.model.tensor_parallel),
         memory_share_of=(),
         quantize_of=(),
         max_model_len_of=(),
+        tensor_parallel_of=(),
     )
-    engine = dataclasses.replace(config.engine, max_model_len=int(window or config.engine.max_model_len))
+    engine = dataclasses.replace(
+        config.engine, max_model_len=int(values["max_model_len_of"] or config.engine.max_model_len)
+    )
     adapters = dataclasses.replace(config.adapters, disk_bytes=config.adapters.disk_bytes // num_bases)
     return dataclasses.replace(config, model=model, engine=engine, adapters=adapters)
 

@@ -7,13 +7,14 @@ import os
 
 from manylora.config.folders import cache_dir
 from manylora.config.settings import Config
-from manylora.errors import MemoryPlanImpossible, StartupError
+from manylora.errors import ConfigInvalid, MemoryPlanImpossible, StartupError
 from manylora.kernels.cpu.native.build import has_compiler
 from manylora.kernels.storage_form import FLOAT32, StorageForm, expected_form
 from manylora.models.fetch.catalog import describe
 from manylora.models.spec import ModelSpec
+from manylora.models.tensor_parallel import shard
 from manylora.system.byte_sizes import byte_text
-from manylora.system.resources import find_resources, machine_bytes
+from manylora.system.resources import find_resources, has_cuda_device, machine_bytes
 from manylora.wiring.memory_plan import MemoryPlan, base_sizes, plan_memory
 
 
@@ -27,6 +28,19 @@ def available_bytes(config: Config) -> int:
     return config.engine.memory_bytes or find_resources((os.getpid(),)).memory_bytes
 
 
+def refuse_impossible_ranks(config: Config, spec: ModelSpec) -> None:
+    """Raise `ConfigInvalid` if the ranks of the settings cannot share a base, or cannot reach each other."""
+    model = config.model
+    try:
+        shard(spec, model.tensor_parallel)
+    except ConfigInvalid as error:
+        raise ConfigInvalid(f"{model.base}: {error.message} (model.tensor_parallel)") from error
+    if model.tensor_parallel > 1 and model.collectives == "nccl" and not has_cuda_device():
+        raise ConfigInvalid("model.collectives nccl joins CUDA devices, and this machine has none: take gloo")
+    if model.tensor_parallel > 1:  # until the ranks' processes are there
+        raise ConfigInvalid(f"model.tensor_parallel {model.tensor_parallel}: this version computes a base on one rank")
+
+
 def refuse_impossible_plan(config: Config) -> None:
     """Raise `MemoryPlanImpossible` for a base that cannot fit, before it is fetched.
 
@@ -37,6 +51,7 @@ def refuse_impossible_plan(config: Config) -> None:
         facts = describe(config.model.base, cache_dir(config))
     except StartupError:
         return
+    refuse_impossible_ranks(config, facts.spec)
     plan_here(config, facts.spec, planned_form(config), available_bytes(config))
 
 

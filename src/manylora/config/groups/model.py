@@ -116,7 +116,41 @@ class ModelConfig:
         low=0,
         text="""
         Threads for the arithmetic. 0: as many as affinity and the CPU quotas of the process's control groups allow, at
-        least one.
+        least one. The ranks of `model.tensor_parallel` divide them, each with at least one.
+        """,
+    )
+    tensor_parallel: int = setting(
+        1,
+        low=1,
+        high=1_024,
+        text="""
+        Ranks that share the base: processes, each with a part of the heads, of the feed-forward width and of the
+        vocabulary. The number must divide the base's heads and its feed-forward width.
+        """,
+    )
+    tensor_parallel_of: tuple[str, ...] = setting(
+        (),
+        is_paths=False,
+        check=checks.degree_of_base,
+        text="""
+        The value of `model.tensor_parallel` for single bases, such as `["Llama-2-13b-chat=2"]`.
+        """,
+    )
+    collectives: str = setting(
+        "gloo",
+        choices=("gloo", "nccl"),
+        text="""
+        The library by which the ranks of `model.tensor_parallel` add up their parts of a step: `gloo` in the memory of
+        the machine, `nccl` between CUDA devices. `nccl` was never run; a machine without such a device refuses it.
+        """,
+    )
+    rank_timeout_s: float = setting(
+        60.0,
+        low=1.0,
+        high=3_600.0,
+        text="""
+        Longest wait of a rank for the others, in seconds. After it all ranks of the base start anew, as after the death
+        of one.
         """,
     )
     spin_us: int = setting(
