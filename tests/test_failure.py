@@ -14,7 +14,7 @@ def every_error() -> list[type[ManyloraError]]:
     found = [ManyloraError]
     for kind in found:
         found += kind.__subclasses__()
-    return [kind for kind in found if kind.__module__ == errors.__name__]
+    return [kind for kind in found if kind.__module__.startswith(f"{errors.__name__}.")]
 
 
 @pytest.mark.parametrize("kind", every_error())

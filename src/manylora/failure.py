@@ -1,4 +1,4 @@
-"""An error between two processes: the name of its class in `errors.py`, and its message.
+"""An error between two processes: the name of its class in `errors/`, and its message.
 
 Every boundary between processes uses this one form: the engine's messages, the ingest process, the check of an upload
 and the process of heavy reads.
@@ -15,7 +15,7 @@ from manylora.errors import EngineFault, ManyloraError
 class Failure:
     """One error as plain values.
 
-    error      name of a class in `errors.py`
+    error      name of a class in `errors/`
     message    text for the caller
     parameter  request field that the error names; None: no field
     """
@@ -30,7 +30,7 @@ class Failure:
 
     @property
     def kind(self) -> type[ManyloraError]:
-        """Class of the error; `EngineFault` if `errors.py` has no class of that name."""
+        """Class of the error; `EngineFault` if `errors/` has no class of that name."""
         kind = getattr(errors, self.error, None)
         return kind if isinstance(kind, type) and issubclass(kind, ManyloraError) else EngineFault
 

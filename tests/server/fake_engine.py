@@ -5,7 +5,7 @@ Prompts:  `SAY:text` generates text, then ends the sequence; else the reply is `
           `LOAD` waits for its adapter for ever;  `SPIN` computes for four seconds before its first token;
           `PART` is computed up to `part` positions, and no further;  `PAIR` gets two tokens a step;
           `GATE` never goes on in a server whose folder has a file `gate`
-Adapters: `fail-<ErrorClass>` fails with that class of errors.py; `missing…` is not found; any other name is known
+Adapters: `fail-<ErrorClass>` fails with that class of `errors/`; `missing…` is not found; any other name is known
 """
 
 import os

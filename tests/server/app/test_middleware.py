@@ -21,7 +21,7 @@ InHouse = Callable[..., None]
 
 def kinds(root: type[errors.ManyloraError] = errors.ManyloraError) -> Iterator[type[errors.ManyloraError]]:
     for child in root.__subclasses__():
-        if child.__module__ == "manylora.errors":
+        if child.__module__.startswith("manylora.errors."):
             yield child
         yield from kinds(child)
 
