@@ -20,8 +20,9 @@ from manylora.bench.statistics import milliseconds
 from manylora.engine.logits_rules import logits_rules
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.engine.scheduling.blocks import BlockPool, prefix_root
-from manylora.engine.scheduling.scheduler import Scheduler, StepLimits
+from manylora.engine.scheduling.scheduler import Scheduler
 from manylora.engine.scheduling.sequence import Sequence
+from manylora.engine.scheduling.step import StepLimits
 from manylora.engine.stopping import StopChecker
 from manylora.ids import Flow, RequestId
 

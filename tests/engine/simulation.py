@@ -31,8 +31,9 @@ from manylora.engine.scheduling.blocks import BlockPool
 from manylora.engine.scheduling.lending import KvLender
 from manylora.engine.scheduling.pins import AdapterPins
 from manylora.engine.scheduling.plan import Plan
-from manylora.engine.scheduling.scheduler import Scheduler, StepLimits
+from manylora.engine.scheduling.scheduler import Scheduler
 from manylora.engine.scheduling.sequence import Sequence
+from manylora.engine.scheduling.step import StepLimits
 from manylora.engine.scheduling.work import RowWork
 from manylora.errors import AdapterCorrupt, ManyloraError, Unavailable
 from manylora.ids import Digest, Flow, RequestId

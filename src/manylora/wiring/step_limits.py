@@ -3,7 +3,7 @@
 import logging
 
 from manylora.config.groups.engine import EngineConfig
-from manylora.engine.scheduling.scheduler import StepLimits
+from manylora.engine.scheduling.step import StepLimits
 from manylora.engine.scheduling.work import RowWork
 from manylora.kernels.interface import Kernels
 from manylora.models.spec import ModelSpec

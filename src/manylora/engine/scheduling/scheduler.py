@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from manylora.adapter_ref import AdapterRef
@@ -11,9 +10,11 @@ from manylora.engine.scheduling.blocks import BlockPool
 from manylora.engine.scheduling.fairness import VirtualTokenCounter
 from manylora.engine.scheduling.plan import Chunk, Plan
 from manylora.engine.scheduling.queues import FairQueue
+from manylora.engine.scheduling.reservations import BlockReservations
 from manylora.engine.scheduling.retention import Retention
 from manylora.engine.scheduling.sequence import Sequence
-from manylora.engine.scheduling.work import RowWork, StepWork
+from manylora.engine.scheduling.step import Step, StepLimits
+from manylora.engine.scheduling.work import StepWork
 from manylora.ids import Flow, RequestId
 
 PATIENCE_STEPS = 256
@@ -48,49 +49,6 @@ class AdapterGate(Protocol):
         """Take back this many blocks lent to adapters; return False if pinned adapters hold too many of them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepLimits:
-    """The bounds of one step.
-
-    max_rows          rows of one step
-    max_running       sequences under way at once
-    max_draft_tokens  draft tokens of one sequence in one step; 0: no speculation
-    draft_width       sequences that draw a token in one step; if more do, the step has no draft tokens
-    sliding_window    positions that a row sees, itself included, in the layer that sees most; None: all before it
-    batch_rows        rows of batch sequences in one step, so that an interactive request waits for a short step
-    row_work          work of a row; without any for attention `max_rows` alone bounds a step
-    max_scored_rows   positions of prompts scored in one step; bounds the memory of their logits
-    """
-
-    max_rows: int
-    max_running: int
-    batch_rows: int = 64
-    max_draft_tokens: int = 0
-    draft_width: int = 0
-    sliding_window: int | None = None
-    row_work: RowWork = field(default_factory=RowWork)
-    max_scored_rows: int = 64
-
-
-@dataclass(slots=True)
-class _Step:
-    """A step while it is planned.
-
-    work         what its rows may still cost
-    scored_rows  positions of prompts that the step may still score
-    refuses      whether some interactive sequence lacks room for its adapter
-    is_full      whether the next sequence to admit lacks a place or blocks, so that none behind it is admitted
-    """
-
-    work: StepWork
-    scored_rows: int
-    chunks: list[Chunk] = field(default_factory=list)
-    admitted: list[RequestId] = field(default_factory=list)
-    preempted: list[RequestId] = field(default_factory=list)
-    refuses: bool = False
-    is_full: bool = False
-
-
 class Scheduler:
     """Queues, the running set and the block pool; `plan` decides one step.
 
@@ -111,6 +69,7 @@ class Scheduler:
         self.limits = limits
         self.retention = Retention(block_size=pool.block_size, max_rows=limits.max_rows, window=limits.sliding_window)
         self._gate = gate
+        self._blocks = BlockReservations(pool, self.retention, gate.reclaim)
         self._queues = {priority: FairQueue() for priority in Priority}
         self.running: dict[RequestId, Sequence] = {}  # in order of admission
         self._steps = 0
@@ -143,7 +102,7 @@ class Scheduler:
         """Take a sequence out, wherever it is, and free its blocks."""
         if self.running.pop(sequence.request.id, None) is None:
             self._queues[sequence.request.priority].discard(sequence)
-        self.pool.release(sequence.drop_blocks())
+        self._blocks.drop(sequence)
 
     # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -153,7 +112,7 @@ class Scheduler:
         if self._steps % PRUNE_STEPS == 0:
             for priority, queue in self._queues.items():
                 queue.prune(sequence.request.flow for sequence in self._running(priority))
-        step = _Step(StepWork(self.limits.row_work, self.limits.max_rows), self.limits.max_scored_rows)
+        step = Step(StepWork(self.limits.row_work, self.limits.max_rows), self.limits.max_scored_rows)
         self._make_room(step)
         kept = self._rows_kept_for_batch(step)
         kept_scored = min(kept, step.scored_rows // 2)
@@ -167,7 +126,7 @@ class Scheduler:
         self._add_draft_tokens(step, rows)
         return Plan(self._steps, tuple(step.chunks), tuple(step.admitted), tuple(step.preempted))
 
-    def _plan_class(self, step: _Step, priority: Priority, rows: int) -> int:
+    def _plan_class(self, step: Step, priority: Priority, rows: int) -> int:
         """Plan the rows of one priority: sequences that decode, prompts under way, admissions. Return the rows left."""
         prompts: list[Sequence] = []
         for sequence in self._running(priority):
@@ -185,7 +144,7 @@ class Scheduler:
             rows = self._add_chunk(step, newcomer, rows)
         return rows
 
-    def _plan_batch(self, step: _Step, rows: int, *, is_due: bool) -> int:
+    def _plan_batch(self, step: Step, rows: int, *, is_due: bool) -> int:
         """Plan the rows of batch sequences beside those of interactive ones; return their number."""
         most = self.limits.batch_rows
         if step.chunks:
@@ -203,7 +162,7 @@ class Scheduler:
         """Return whether a chunk is a part of a prompt, or of one computed again."""
         return chunk.num_rows > 1 or self.running[chunk.request_id].num_generated == 0
 
-    def _rows_kept_for_batch(self, step: _Step) -> int:
+    def _rows_kept_for_batch(self, step: Step) -> int:
         """Return the rows that the step keeps for batch sequences whose turn has come, and admit the first one."""
         if self._held_back < BATCH_PATIENCE_STEPS:
             return 0
@@ -232,40 +191,22 @@ class Scheduler:
             sequence.reached = max(sequence.reached, min(sequence.computed, sequence.num_prompt))
         if sequence.prompt_lookup is not None and not chunk.is_sampled:
             sequence.prompt_lookup.index(sequence.tokens, chunk.num_rows)
-        full = sequence.computed // self.pool.block_size
-        if full > sequence.published:
-            for index in range(sequence.published, full):
-                self.pool.publish(sequence.blocks[index], sequence.prefix_key(index, self.pool.block_size))
-            sequence.published = full
-        if self.limits.sliding_window is not None:
-            self._release_behind_window(sequence)
+        self._blocks.publish(sequence)
         return sequence
 
     def accept(self, chunk: Chunk, accepted: int) -> None:
         """Accept the first `accepted` draft tokens of a chunk and reject the rest: free the blocks of rejected ones."""
         sequence = self.running[chunk.request_id]
-        self.pool.release(sequence.take_blocks_from(self.retention.blocks_for(len(sequence.tokens))))
+        self._blocks.trim(sequence)
         sequence.note_draft(len(chunk.draft_tokens), accepted)
-
-    def _release_behind_window(self, sequence: Sequence) -> None:
-        """Give back the blocks that no later row of a sequence reads; those in the prefix cache stay findable."""
-        first = self.retention.first_needed(sequence.computed)
-        if first > sequence.released:
-            self.pool.release(sequence.take_blocks_before(first))
 
     # ── steps of the plan ────────────────────────────────────────────────────────────────────────────────────────
 
-    def _make_room(self, step: _Step) -> None:
+    def _make_room(self, step: Step) -> None:
         """Give every running sequence the blocks that its next rows need; preempt others if blocks run out."""
-        size = self.pool.block_size
-        short = [one for one in self.running.values() if len(one.tokens) > len(one.blocks) * size]
+        short = [one for one in self.running.values() if self._blocks.lacks(one)]
         for sequence in short:
-            while sequence.request.id in self.running:
-                missing = self._wanted_blocks(sequence, sequence.released) - len(sequence.blocks)
-                blocks = self._allocate(missing)
-                if blocks is not None:
-                    sequence.add_blocks(blocks)
-                    break
+            while sequence.request.id in self.running and not self._blocks.grow(sequence):
                 # The oldest interactive sequence is preempted last, and one alone always fits (`Engine.submit`).
                 newest = next(reversed(self.running.values()))
                 self._preempt(step, self._newest_batch(keeps_place=True) or newest)
@@ -284,19 +225,14 @@ class Scheduler:
                 return sequence
         return None
 
-    def _allocate(self, count: int) -> list[int] | None:
-        """Allocate blocks, if need be after taking back those lent to idle adapters; None if too few are left."""
-        short = count - self.pool.num_free
-        return None if short > 0 and not self._gate.reclaim(short) else self.pool.allocate(count)
-
-    def _preempt(self, step: _Step, sequence: Sequence) -> None:
+    def _preempt(self, step: Step, sequence: Sequence) -> None:
         """Free a sequence's blocks and put it at the head of its flow's queue; it keeps its adapter pinned."""
         del self.running[sequence.request.id]
-        self.pool.release(sequence.drop_blocks())
+        self._blocks.drop(sequence)
         self._queues[sequence.request.priority].put_first(sequence)
         step.preempted.append(sequence.request.id)
 
-    def _add_chunk(self, step: _Step, sequence: Sequence, rows: int) -> int:
+    def _add_chunk(self, step: Step, sequence: Sequence, rows: int) -> int:
         """Plan as much of the sequence's remaining work as fits in `rows` and in the step; return the rows left."""
         start, end = sequence.computed, len(sequence.tokens)
         count = min(end - start, rows)
@@ -323,7 +259,7 @@ class Scheduler:
         )
         return rows - count
 
-    def _add_draft_tokens(self, step: _Step, rows: int) -> None:
+    def _add_draft_tokens(self, step: Step, rows: int) -> None:
         """Use rows left over for draft tokens of the sequences that draw a token, if those are few."""
         chunks = step.chunks
         if self.limits.max_draft_tokens == 0 or sum(chunk.is_sampled for chunk in chunks) > self.limits.draft_width:
@@ -335,24 +271,16 @@ class Scheduler:
                 sequence = self.running[chunk.request_id]
                 if draft := sequence.draft_tokens(self._room_for_draft(step, sequence, rows)):
                     step.work.spend(chunk.stop, chunk.stop + len(draft))
-                    self._extend(sequence, len(draft))
+                    self._blocks.extend(sequence, len(draft))
                     chunks[index] = dataclasses.replace(chunk, draft_tokens=draft)
                     rows -= len(draft)
 
-    def _room_for_draft(self, step: _Step, sequence: Sequence, rows: int) -> int:
+    def _room_for_draft(self, step: Step, sequence: Sequence, rows: int) -> int:
         """Draft tokens of one sequence for which there are rows, blocks and work."""
-        room = (len(sequence.blocks) + self.pool.num_free) * self.pool.block_size - len(sequence.tokens)
-        return step.work.rows(len(sequence.tokens), min(self.limits.max_draft_tokens, rows, room))
+        most = min(self.limits.max_draft_tokens, rows, self._blocks.room(sequence))
+        return step.work.rows(len(sequence.tokens), most)
 
-    def _extend(self, sequence: Sequence, count: int) -> None:
-        """Allocate the blocks of `count` positions after the sequence's tokens; enough blocks are free."""
-        wanted = self.retention.blocks_for(len(sequence.tokens) + count)
-        fresh = self.pool.allocate(max(0, wanted - len(sequence.blocks)))
-        if fresh is None:
-            raise AssertionError("blocks counted as free were not there")
-        sequence.add_blocks(fresh)
-
-    def _admit_next(self, step: _Step, priority: Priority, starving: Sequence | None) -> Sequence | None:
+    def _admit_next(self, step: Step, priority: Priority, starving: Sequence | None) -> Sequence | None:
         """Start the next sequence of a priority in fair order, or return None if none can start now."""
         is_batch = priority is Priority.BATCH
         if is_batch and step.preempted:
@@ -384,14 +312,14 @@ class Scheduler:
             return sequence
         return None
 
-    def _note_refusal(self, step: _Step, sequence: Sequence) -> None:
+    def _note_refusal(self, step: Step, sequence: Sequence) -> None:
         """Note that a sequence's adapter has no room on the device, so that the sequence ages."""
         if sequence.refused_at is None:
             sequence.refused_at = self._steps
         self._has_refused = True
         step.refuses |= sequence.request.priority is Priority.INTERACTIVE
 
-    def _find_room(self, step: _Step, sequence: Sequence) -> bool:
+    def _find_room(self, step: Step, sequence: Sequence) -> bool:
         """Reserve a place and blocks for a sequence. An interactive one takes those of batch sequences if need be."""
         is_interactive = sequence.request.priority is Priority.INTERACTIVE
         while len(self.running) >= self.limits.max_running or not self._take_blocks(sequence):
@@ -417,31 +345,15 @@ class Scheduler:
 
     def _take_blocks(self, sequence: Sequence) -> bool:
         """Reserve blocks for the sequence's tokens, reusing cached ones; return False if too few are free."""
-        size = self.pool.block_size
-        most = sequence.num_reusable // size
-        first, reused = self.pool.match(lambda index: sequence.prefix_key(index, size), most, self.retention)
-        missing = self._wanted_blocks(sequence, first) - first - len(reused)
-        short = missing - self.pool.free_after_holding(reused)
-        if short > 0 and not self._gate.reclaim(short):
+        if not self._blocks.begin(sequence):
             return False
-        self.pool.hold(reused)
-        fresh = self.pool.allocate(missing)
-        if fresh is None:
-            raise AssertionError("blocks counted as free were not there")
-        sequence.resume_at(first, reused, size)
-        sequence.add_blocks(fresh)
         sequence.charged = max(sequence.charged, min(sequence.computed, sequence.num_prompt))
         if sequence.cached_tokens is None:
             sequence.cached_tokens = min(sequence.computed, sequence.num_prompt)
         return True
 
-    def _start(self, step: _Step, sequence: Sequence) -> None:
+    def _start(self, step: Step, sequence: Sequence) -> None:
         self._queues[sequence.request.priority].take(sequence)
         sequence.refused_at = None
         self.running[sequence.request.id] = sequence
         step.admitted.append(sequence.request.id)
-
-    def _wanted_blocks(self, sequence: Sequence, released: int) -> int:
-        """Return the blocks of the sequence's tokens, or as far on as it may hold blocks; `released` ones count."""
-        every = self.retention.blocks_for(len(sequence.tokens))
-        return min(every, released + self.retention.most_blocks(len(sequence.tokens)))
