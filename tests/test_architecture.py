@@ -64,6 +64,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"grammars", "logits_rules", "stopping"},
         {"scheduling"},
         {"execution", "limits", "waiting"},
+        {"commits"},
         {"engine"},
     ],
     "adapters": [

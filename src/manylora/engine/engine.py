@@ -5,33 +5,28 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
-import numpy as np
-
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterAction, AdapterInfo
 from manylora.clock import Clock
 from manylora.engine.adapter_port import AdapterState, AdapterStore
+from manylora.engine.commits import Commits, End
 from manylora.engine.events import (
     AdapterUse,
     EngineStats,
     Finished,
     FinishReason,
-    PooledValues,
     StepEvents,
-    TokenEvent,
 )
 from manylora.engine.execution.executor import Executor
-from manylora.engine.execution.sampler import Drawn, prompt_scores
 from manylora.engine.grammars.compiler import GrammarCompiler, grammar_key
-from manylora.engine.limits import EngineLimits, no_token_left, rejected
+from manylora.engine.limits import EngineLimits, rejected
 from manylora.engine.logits_rules import logits_rules
-from manylora.engine.pooling import Floats
 from manylora.engine.request import Priority, Request
 from manylora.engine.scheduling.pins import AdapterPins
-from manylora.engine.scheduling.plan import Chunk, Plan
+from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.scheduler import Scheduler
 from manylora.engine.scheduling.sequence import Sequence
-from manylora.engine.stopping import Stop, StopChecker, TextStream
+from manylora.engine.stopping import StopChecker, TextStream
 from manylora.engine.texts import TextQuestions
 from manylora.engine.waiting import LOADED, AdapterReady, Condition, GrammarReady, WaitingRoom, adapter_conditions
 from manylora.errors import (
@@ -84,10 +79,10 @@ class Engine:
         self._waiting = WaitingRoom(self._enqueue, self._fail_waiting, clock)
         self._queued: dict[RequestId, Sequence] = {}  # in the scheduler: waiting or running
         self._is_stuck = False  # the last step had nothing to compute
-        self._tokens: list[TokenEvent] = []
         self._finished: list[Finished] = []
         self._next_expiry_s = 0.0
         self._totals: Counter[str] = Counter()
+        self._commits = Commits(scheduler, store, self._totals)
 
     # ── the door ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -124,7 +119,7 @@ class Engine:
         """
         sequence = self._waiting.get(request_id) or self._queued.get(request_id)
         if sequence is not None:
-            self._finish(sequence, reason)
+            self._finish(sequence, End(reason))
 
     def step(self) -> StepEvents:
         """Advance every request by one step and return the events that it committed."""
@@ -132,7 +127,7 @@ class Engine:
         self._expire()
         plan = self._scheduler.plan()
         for sequence, error in self._pins.take_faults():
-            self._finish(sequence, FinishReason.REJECTED, error)
+            self._finish(sequence, End(FinishReason.REJECTED, error))
         self._totals["steps"] += 1
         self._totals["preemptions"] += len(plan.preempted)
         self._is_stuck = not plan.chunks
@@ -168,7 +163,7 @@ class Engine:
         """End every request under way, then close the engine."""
         error = Unavailable("the server is shutting down; repeat the request")
         for sequence in [*self._waiting, *self._queued.values()]:
-            self._finish(sequence, FinishReason.SHUTDOWN, error)
+            self._finish(sequence, End(FinishReason.SHUTDOWN, error))
         self.close()
         return self._take_events()
 
@@ -270,7 +265,7 @@ class Engine:
 
     def _fail_waiting(self, sequence: Sequence, error: ManyloraError) -> None:
         is_adapters = isinstance(error, AdapterError) or sequence.request.grammar is None
-        self._finish(sequence, FinishReason.ADAPTER_FAILURE if is_adapters else FinishReason.REJECTED, error)
+        self._finish(sequence, End(FinishReason.ADAPTER_FAILURE if is_adapters else FinishReason.REJECTED, error))
 
     def _expire(self) -> None:
         """End interactive requests that have waited too long; checks a few times a second."""
@@ -283,7 +278,7 @@ class Engine:
             if sequence.request.priority is Priority.BATCH or sequence.first_run_s is not None:
                 continue
             if now_s - sequence.arrival_s > self.limits.max_queue_s:
-                self._finish(sequence, FinishReason.QUEUE_TIMEOUT, error)
+                self._finish(sequence, End(FinishReason.QUEUE_TIMEOUT, error))
 
     def _note_admissions(self, plan: Plan) -> None:
         """Record the first step of each sequence that begins with this plan."""
@@ -313,111 +308,16 @@ class Engine:
             log.exception("engine.step_failed plan=%s", plan.summary())
             fault = EngineFault(f"Request failed during generation: {error}")
             for chunk in plan.chunks:
-                self._finish(self._queued[chunk.request_id], FinishReason.ENGINE_FAILURE, fault)
+                self._finish(self._queued[chunk.request_id], End(FinishReason.ENGINE_FAILURE, fault))
             return
         for chunk in plan.chunks:
-            result = results.get(chunk.request_id, ())
-            if isinstance(result, np.ndarray):
-                self._commit_pooled(chunk, result)
-            else:
-                self._commit(chunk, result)
-
-    def _commit_pooled(self, chunk: Chunk, rows: Floats) -> None:
-        """Commit a chunk with rows of its request's result; the last chunk ends the request."""
-        sequence = self._queued[chunk.request_id]
-        assert sequence.pooled is not None  # only such requests have rows
-        if not np.isfinite(rows).all():
-            self._end_poisoned(sequence)
-            return
-        self._scheduler.commit(chunk)
-        sequence.pooled.take(rows)
-        if chunk.stop == len(sequence.tokens):
-            self._finish(sequence, FinishReason.LENGTH, pooled=sequence.pooled.result())
-
-    def _commit(self, chunk: Chunk, drawn: tuple[Drawn, ...]) -> None:
-        """Commit a chunk and the tokens drawn after it, one by one as if each had had a step of its own.
-
-        All drawn tokens but the last are accepted draft tokens. Tokens drawn after one that ends the generation are
-        neither returned nor counted.
-        """
-        if chunk.num_scored:
-            scores, drawn = prompt_scores(drawn[: chunk.num_scored]), drawn[chunk.num_scored :]
-            if scores is None:
-                self._end_poisoned(self._queued[chunk.request_id])
-                return
-            self._queued[chunk.request_id].scores += scores
-        if not drawn:  # the middle of a prompt
-            self._scheduler.commit(chunk)
-            return
-        if chunk.draft_tokens:
-            self._totals["draft_tokens"] += len(chunk.draft_tokens)
-        for accepted, one in enumerate(drawn):
-            if not one.is_finite:
-                # Before anything that was computed with this row becomes findable in the prefix cache.
-                self._end_poisoned(self._queued[chunk.request_id])
-                return
-            if one.is_barred:
-                sequence = self._queued[chunk.request_id]
-                self._totals["dead_ends"] += sequence.matcher is not None
-                self._finish(sequence, FinishReason.REJECTED, no_token_left(sequence))
-                return
-            sequence = self._scheduler.commit(chunk, accepted)
-            if accepted > 0:
-                self._totals["accepted_tokens"] += 1
-            if sequence.request.stop.max_new_tokens == 0:  # the prompt alone was asked for
-                self._finish(sequence, FinishReason.LENGTH)
-                return
-            stop = self._append(sequence, one)
-            if stop is not None:
-                self._finish(sequence, stop.reason, stop_string=stop.stop_string)
-                return
-        if chunk.draft_tokens:
-            self._scheduler.accept(chunk, len(drawn) - 1)
-
-    def _end_poisoned(self, sequence: Sequence) -> None:
-        """End the one request whose logits are not finite, and report its adapter version to the store.
-
-        The weights of a mix are the caller's: they alone may be at fault, so that no adapter of it is suspected.
-        """
-        if sequence.placed is not None and not sequence.placed.parts:
-            self._store.suspect(sequence.placed)
-        fault = EngineFault("Request failed during generation: the logits are not finite")
-        self._finish(sequence, FinishReason.ENGINE_FAILURE, fault)
-
-    def _append(self, sequence: Sequence, drawn: Drawn) -> Stop | None:
-        """Append a drawn token to its sequence and record its event; return a `Stop` if it is the last one."""
-        token_id = drawn.token_id
-        sequence.tokens.append(token_id)
-        if sequence.rules is not None:
-            sequence.rules.advance(token_id)
-        num_generated = len(sequence.tokens) - sequence.num_prompt
-        event = TokenEvent(sequence.request.id, token_id, drawn.logprob, drawn.alternatives)
-        if num_generated == 1:
-            event = event._replace(
-                adapter=sequence.adapter_use,
-                queue_ms=sequence.queue_ms,
-                cached_tokens=sequence.cached_tokens,
-                prompt=sequence.scored_prompt,
-            )
-        self._tokens.append(event)
-        stop = sequence.stopper.push(token_id, num_generated)
-        if stop is None and (matcher := sequence.matcher) is not None:
-            matcher.advance(token_id)
-            if matcher.is_over:
-                return Stop(reason=FinishReason.END_OF_SEQUENCE)
-        return stop
+            end = self._commits.commit(chunk, results.get(chunk.request_id, ()))
+            if end is not None:
+                self._finish(self._queued[chunk.request_id], end)
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _finish(
-        self,
-        sequence: Sequence,
-        reason: FinishReason,
-        error: ManyloraError | None = None,
-        *,
-        stop_string: str | None = None,
-        pooled: PooledValues | None = None,
-    ) -> None:
+    def _finish(self, sequence: Sequence, end: End) -> None:
         """Free everything that a request holds and record its end."""
         request = sequence.request
         if not self._waiting.leave(sequence):
@@ -428,20 +328,20 @@ class Engine:
         self._finished.append(
             Finished(
                 request_id=request.id,
-                reason=reason,
+                reason=end.reason,
                 counts=sequence.counts,
-                stop_string=stop_string,
-                failure=None if error is None else Failure.of(error),
+                stop_string=end.stop_string,
+                failure=None if end.error is None else Failure.of(end.error),
                 queue_ms=sequence.queue_ms,
                 run_ms=None if sequence.first_run_s is None else 1e3 * (now_s - sequence.first_run_s),
-                pooled=pooled,
-                adapter=None if pooled is None else sequence.adapter_use,
-                prompt=None if error or sequence.num_generated else sequence.scored_prompt,
+                pooled=end.pooled,
+                adapter=None if end.pooled is None else sequence.adapter_use,
+                prompt=None if end.error or sequence.num_generated else sequence.scored_prompt,
             )
         )
 
     def _take_events(self) -> StepEvents:
-        events = StepEvents(tuple(self._tokens), tuple(self._finished))
-        self._totals["completion_tokens"] += len(self._tokens)
-        self._tokens, self._finished = [], []
+        events = StepEvents(self._commits.take_tokens(), tuple(self._finished))
+        self._totals["completion_tokens"] += len(events.tokens)
+        self._finished = []
         return events
