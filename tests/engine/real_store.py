@@ -21,7 +21,7 @@ from manylora.engine.scheduling.retention import Retention
 from manylora.ids import Digest
 from tests.adapters.adapter_files import TINY
 from tests.adapters.fake_source import FakeSource, facts_of, num_rows
-from tests.engine.simulation import World
+from tests.engine.simulation.world import World
 
 STEP_S = 0.02
 

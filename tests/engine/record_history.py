@@ -4,7 +4,7 @@ import dataclasses
 import json
 import random
 
-from tests.engine.simulation import VOCAB
+from tests.engine.simulation.model import VOCAB
 from tests.engine.test_laws import ADAPTERS, HISTORY, RequestState, Shape, play
 
 SEED = 7

@@ -1,7 +1,9 @@
 """What a caller of the engine sees when things go wrong, and when they go well."""
 
 from manylora.engine.events import FinishReason
-from tests.engine.simulation import SimulatedStore, World, alone
+from tests.engine.simulation.model import alone
+from tests.engine.simulation.store import SimulatedStore
+from tests.engine.simulation.world import World
 
 
 def test_tokens_come_in_order_and_the_end_comes_last() -> None:

@@ -18,7 +18,10 @@ from manylora.engine.request import Priority, SamplingParams
 from manylora.engine.scheduling.retention import Retention
 from manylora.engine.scheduling.work import LEAST_ROWS, WORK_A_ROW, RowWork
 from manylora.ids import RequestId
-from tests.engine.simulation import VOCAB, SimulatedExecutor, SimulatedStore, World, alone, logits_of, next_token
+from tests.engine.simulation.executor import SimulatedExecutor
+from tests.engine.simulation.model import VOCAB, alone, logits_of, next_token
+from tests.engine.simulation.store import SimulatedStore
+from tests.engine.simulation.world import World
 
 HISTORY = Path(__file__).parent / "recorded_history.json"
 ADAPTERS = (None, "one", "two", "three", "broken")

@@ -10,8 +10,9 @@ from manylora.engine.events import FinishReason
 from manylora.engine.scheduling.fairness import COMPLETION_WEIGHT, SERVICE_UNITS
 from manylora.engine.scheduling.plan import Plan
 from manylora.ids import Flow, RequestId
-from tests.engine import simulation
-from tests.engine.simulation import World, alone
+from tests.engine.simulation import model
+from tests.engine.simulation.model import alone
+from tests.engine.simulation.world import World
 
 LOOP = (1, 2, 3) * 4
 
@@ -23,7 +24,7 @@ def _loops(monkeypatch: pytest.MonkeyPatch) -> None:
     def counted(identity: str, tokens: Sequence[int]) -> int:
         return tokens[-1] % 3 + 1
 
-    monkeypatch.setattr(simulation, "next_token", counted)
+    monkeypatch.setattr(model, "next_token", counted)
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def _never_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def new(identity: str, tokens: Sequence[int]) -> int:
         return len(tokens) + 10
 
-    monkeypatch.setattr(simulation, "next_token", new)
+    monkeypatch.setattr(model, "next_token", new)
 
 
 def drafts(plans: Sequence[Plan]) -> list[int]:

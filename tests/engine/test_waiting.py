@@ -12,7 +12,8 @@ from manylora.engine.stopping import StopChecker
 from manylora.engine.waiting import AdapterReady, Condition, Progress, WaitingRoom
 from manylora.errors import AdapterCorrupt, InvalidParameter, ManyloraError
 from manylora.ids import Flow, RequestId
-from tests.engine.simulation import NoText, SimulatedStore
+from tests.engine.simulation.store import SimulatedStore
+from tests.engine.simulation.world import NoText
 
 ADAPTER = AdapterRef(SourceName.LOCAL, "one")
 

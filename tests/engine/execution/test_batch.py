@@ -14,7 +14,8 @@ from manylora.ids import Digest, RequestId
 from manylora.kernels.lora_batch import PlacedAdapter
 from manylora.kernels.projections import NUM_PROJECTIONS
 from manylora.kernels.reference import ReferenceKernels
-from tests.engine.simulation import VOCAB, SimulatedExecutor
+from tests.engine.simulation.executor import SimulatedExecutor
+from tests.engine.simulation.model import VOCAB
 from tests.engine.test_laws import RequestState, Shape, loads, play, shapes
 
 

@@ -9,7 +9,8 @@ from manylora.engine.scheduling.plan import Chunk, Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
 from manylora.kernels.operands import KvCache
-from tests.engine.simulation import SimulatedExecutor, World
+from tests.engine.simulation.executor import SimulatedExecutor
+from tests.engine.simulation.world import World
 
 
 class TwoRanks:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manylora.engine.events import FinishReason
-from tests.engine.simulation import World, identity_of, score_of
+from tests.engine.simulation.model import identity_of, score_of
+from tests.engine.simulation.world import World
 from tests.engine.test_laws import ADAPTERS, Shape, prompts, shapes
 
 PROMPT = tuple(range(20))

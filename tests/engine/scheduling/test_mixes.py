@@ -12,7 +12,9 @@ from manylora.engine.events import FinishReason
 from manylora.engine.request import Priority
 from tests.adapters.fake_source import body_bytes
 from tests.engine.real_store import StoredWorld
-from tests.engine.simulation import SimulatedStore, World, alone, identity_of, ref_of
+from tests.engine.simulation.model import alone, identity_of, ref_of
+from tests.engine.simulation.store import SimulatedStore
+from tests.engine.simulation.world import World
 from tests.engine.test_laws import RequestState, Shape, play
 
 ADAPTERS = (

@@ -6,7 +6,9 @@ from manylora.engine.events import FinishReason
 from manylora.engine.request import Priority
 from manylora.engine.scheduling.scheduler import BATCH_PATIENCE_STEPS, PATIENCE_STEPS
 from manylora.ids import Flow, RequestId
-from tests.engine.simulation import SimulatedStore, World, alone
+from tests.engine.simulation.model import alone
+from tests.engine.simulation.store import SimulatedStore
+from tests.engine.simulation.world import World
 
 BATCH = Priority.BATCH
 

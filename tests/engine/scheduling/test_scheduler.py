@@ -21,7 +21,8 @@ from manylora.engine.scheduling.fairness import (
 from manylora.engine.scheduling.scheduler import PATIENCE_STEPS
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import Flow, RequestId
-from tests.engine.simulation import SimulatedStore, World
+from tests.engine.simulation.store import SimulatedStore
+from tests.engine.simulation.world import World
 
 
 def test_the_scheduler_imports_no_torch() -> None:

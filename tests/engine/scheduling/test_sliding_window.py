@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from manylora.engine.events import FinishReason
 from manylora.engine.scheduling.blocks import BlockPool, PrefixKey, next_key, prefix_root
 from manylora.engine.scheduling.retention import Retention
-from tests.engine.simulation import VOCAB, World, alone
+from tests.engine.simulation.model import VOCAB, alone
+from tests.engine.simulation.world import World
 from tests.engine.test_laws import RequestState, loads, play
 
 WINDOW, BLOCK, ROWS = 10, 4, 8

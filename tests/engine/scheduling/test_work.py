@@ -9,7 +9,8 @@ from manylora.kernels.reference import ReferenceKernels
 from manylora.models.experts import ExpertSpec
 from manylora.models.spec import ModelSpec, parse_spec
 from manylora.wiring.step_limits import row_work, step_limits
-from tests.engine.simulation import VOCAB, World
+from tests.engine.simulation.model import VOCAB
+from tests.engine.simulation.world import World
 
 MAX_ROWS = 32
 """So many rows have a work of 64 together."""

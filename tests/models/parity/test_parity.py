@@ -15,7 +15,9 @@ from manylora.models.llama import LlamaModel
 from manylora.models.spec import parse_spec
 from manylora.models.weights import load_weights
 from tests.conftest import thinned
-from tests.engine.simulation import SimulatedExecutor, SimulatedStore, World
+from tests.engine.simulation.executor import SimulatedExecutor
+from tests.engine.simulation.store import SimulatedStore
+from tests.engine.simulation.world import World
 from tests.models.parity.rows import LENGTH, ROWS
 from tests.models.parity.tiny import ADAPTERS, Tiny, make_tiny
 from tests.models.test_llama import run_in_chunks
