@@ -1,5 +1,6 @@
 """The texts of the fake engine's adapters: `known` has those that say something, by id; every other says nothing."""
 
+import threading
 from pathlib import Path
 
 from manylora.adapter_ref import AdapterRef
@@ -11,7 +12,10 @@ from manylora.models.text.adapter_text import AdapterText, text_digest
 
 
 class FakeTexts:
-    """Answers at once. `asked` and `dropped` are for tests to look at; `is_held` keeps the answers back."""
+    """Answers at once. `asked` and `dropped` are for tests to look at; `is_held` keeps the answers back.
+
+    The engine hangs with its next question while `goes_on` is not set.
+    """
 
     def __init__(self) -> None:
         self.known: dict[str, AdapterWords] = {}
@@ -19,6 +23,8 @@ class FakeTexts:
         self.asked: list[AdapterRef] = []
         self.dropped: list[int] = []
         self.is_held = False
+        self.goes_on = threading.Event()
+        self.goes_on.set()
         self._answers: list[TextAnswer] = []
 
     def say(self, adapter_id: str, text: AdapterText, folder: Path) -> str:
@@ -35,6 +41,7 @@ class FakeTexts:
 
     def ask(self, number: int, ref: AdapterRef, flow: Flow, weight: int) -> None:
         self.asked.append(ref)
+        self.goes_on.wait()
         self._answers.append(
             TextAnswer(
                 number=number,

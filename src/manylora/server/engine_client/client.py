@@ -97,6 +97,7 @@ class EngineClient:
         self._on_finished: OnFinished | None = None
         self._lost_log_lines = 0  # of earlier engines
         self._lost_of_this_engine = 0
+        self.num_frames = 0  # of every kind, by this engine and earlier ones
         self._fresh_stats = asyncio.Event()
         self._adapter_replies: PendingReplies[AdapterReply] = PendingReplies()
         self._text_replies: PendingReplies[AdapterTextReply] = PendingReplies()
@@ -169,6 +170,11 @@ class EngineClient:
             async with asyncio.timeout(STATS_WAIT_S):
                 await self._fresh_stats.wait()
         return self._monitor.stats
+
+    def ask_for_stats(self) -> None:
+        """Ask for the engine's numbers without waiting for them. Does nothing while the engine is gone."""
+        with contextlib.suppress(ManyloraError):
+            self._transport.send(GetStats())
 
     async def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
         """Begin an operator's action on an adapter. Raises its refusal, or `Unavailable` if the engine is gone."""
@@ -244,6 +250,7 @@ class EngineClient:
     def receive(self, frame: Frame) -> None:
         """Take a frame. Record a `StepFrame`, then deliver it, and only then return."""
         now_s = self._monitor.heard_s = self._clock.monotonic_s()
+        self.num_frames += 1
         match frame:
             case StepFrame():
                 self._monitor.moved_s = now_s

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.clock import Clock
-from manylora.errors import AdapterIncompatible, AdapterUnsupported, InvalidParameter, ManyloraError, Unavailable
+from manylora.errors import AdapterIncompatible, InvalidParameter, ManyloraError
 from manylora.http.callers import Caller
 from manylora.models.fetch.catalog import short_name
 from manylora.server.engine_client.served_model import BASE_ALIAS
+from manylora.server.generation.base_questions import GIVE_UP_S, SILENCE_S, BaseQuestions, NoAnswer
 from manylora.server.generation.models import ModelHandle
 from manylora.server.names.adapter_resolver import AdapterResolver
 
@@ -31,6 +32,7 @@ class AdapterBases:
         self._handles = tuple(handles)
         self._resolver = resolver
         self._clock = clock
+        self._questions = BaseQuestions(clock)
         self._by_short_name = {
             short_name(name): each for each in handles for name in each.served.names if name != BASE_ALIAS
         }
@@ -99,10 +101,11 @@ class AdapterBases:
         self, question: _Question, caller: Caller, asked: ModelHandle | None, now_s: float
     ) -> ModelHandle:
         """Find the base of an adapter and remember it. The one known before counts while an engine does not answer."""
+        known = self._known.get(question)
         try:
-            base = await self._find(question[0], caller, asked)
-        except Unavailable:  # the engine of another base may start again; the next request looks anew
-            if (known := self._known.get(question)) is None:
+            base = await self._find(question[0], caller, asked, GIVE_UP_S if known is None else SILENCE_S)
+        except NoAnswer:  # the engine of another base may hang or start again; the next request looks anew
+            if known is None:
                 raise
             return known[0]
         self._known[question] = base, now_s
@@ -111,18 +114,24 @@ class AdapterBases:
             self._known.popitem(last=False)
         return base
 
-    async def _find(self, ref: AdapterRef, caller: Caller, asked: ModelHandle | None) -> ModelHandle:
+    async def _find(self, ref: AdapterRef, caller: Caller, asked: ModelHandle | None, patience_s: float) -> ModelHandle:
+        """Find the base of an adapter. `patience_s`: seconds for which an engine may be silent."""
         [declared] = await self._resolver.declared_bases([ref])
         if declared is None:
-            declared = await self._declared_at_ingest(ref, caller, asked)
+            bases = self._handles if asked is None else (asked,)
+            declared = await self._questions.declared(bases, ref, caller, patience_s)
         if (own := self._of_name(declared)) is not None:
             return own
-        if asked is not None and await self._refusal(asked, ref, caller) is None:
+        if asked is not None and await self._questions.refusal(asked, ref, caller, patience_s) is None:
             return asked
-        refusals = {each: await self._refusal(each, ref, caller) for each in self._handles}
+        # The hints of a refusal name the bases that answer soon; without a base in the request every answer counts.
+        patience_s = patience_s if asked is None else SILENCE_S
+        refusals = await self._questions.refusals(self._handles, ref, caller, patience_s)
         fitting = [each for each, refusal in refusals.items() if refusal is None]
         if asked is not None:
             raise _with_hint(refusals[asked], ref, fitting)
+        if (silent := next((each for each in refusals.values() if isinstance(each, NoAnswer)), None)) is not None:
+            raise _with_hint(silent, ref, fitting)
         if len(fitting) == 1 and not declared:
             return fitting[0]
         if not fitting:
@@ -131,32 +140,6 @@ class AdapterBases:
 
     def _of_name(self, declared: str) -> ModelHandle | None:
         return self._by_short_name.get(short_name(declared.rstrip("/"))) if declared else None
-
-    async def _refusal(self, base: ModelHandle, ref: AdapterRef, caller: Caller) -> ManyloraError | None:
-        """Return the reason why an adapter does not fit a base; None: it fits. Raises every other failure."""
-        failure = (await base.texts.of(ref, caller.tenant, caller.weight)).failure
-        if failure is None or isinstance(failure, AdapterIncompatible | AdapterUnsupported):
-            return failure
-        raise failure
-
-    async def _declared_at_ingest(self, ref: AdapterRef, caller: Caller, asked: ModelHandle | None) -> str:
-        """Return the base that the config of a remote adapter declares, from the report of the first ingest it passes.
-
-        Empty: no ingest passes it, or it declares none.
-        """
-        down: Unavailable | None = None
-        for base in self._handles if asked is None else (asked,):
-            try:
-                if await self._refusal(base, ref, caller) is not None:
-                    continue
-                report = (await base.engine.info(ref)).report or {}
-            except Unavailable as error:  # its engine starts again; the adapter may be another base's
-                down = error
-                continue
-            return str(report.get("base", {}).get("declared", ""))
-        if down is not None:
-            raise down
-        return ""
 
 
 def other_base(field: str, named: ModelHandle, within: ModelHandle) -> InvalidParameter:
@@ -176,7 +159,7 @@ def _of_another_base(ref: AdapterRef, asked: ModelHandle, base: ModelHandle) -> 
 
 
 def _with_hint(refusal: ManyloraError | None, ref: AdapterRef, fitting: Sequence[ModelHandle]) -> ManyloraError:
-    assert refusal is not None, "the base that was asked for is refused"
+    assert refusal is not None, "there is a refusal"
     hints = " or ".join(f"`{base.name}/{ref.id}`" for base in fitting)
     hint = f"; it fits another base of this server: ask for {hints}" if fitting else ""
     return type(refusal)(f"{refusal.message}{hint}")
