@@ -61,11 +61,22 @@ class TenantState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BaseLimits:
+    """The limits of a tenant's or a key's requests to one base model. None: no limit of its own."""
+
+    base: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_streams: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """The limits of a tenant or a key. None: no limit of its own.
 
     monthly_budget_nanousd  spending in one UTC month
     adapter_bytes           bytes of all stored versions together
+    bases                   further limits, of single bases: ascending by name, none without any limit
     """
 
     requests_per_minute: int | None = None
@@ -75,6 +86,7 @@ class Limits:
     adapter_bytes: int | None = None
     max_rank: int | None = None
     monthly_budget_nanousd: int | None = None
+    bases: tuple[BaseLimits, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,12 @@
 """Checks of single settings beyond type, bounds and choices. Each raises `ConfigInvalid`, which names the setting."""
 
 import re
+from dataclasses import fields
 
 from manylora.adapter_ref import SourceName, parse_adapter_name, source_of
 from manylora.config.address_rules import check_rule
 from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
-from manylora.tenancy import Limits
+from manylora.tenancy import BaseLimits, Limits
 
 _PLAN_WEIGHT = re.compile(r"([^=\s,]{1,64})=([1-9][0-9]{0,2}|1000)")
 QUANTIZE = ("none", "int8", "int4")
@@ -14,7 +15,9 @@ _SHARE_OF_BASE = re.compile(r"(.+)=([1-9][0-9]{0,2}|1000)")
 _QUANTIZE_OF_BASE = re.compile(rf"(.+)=({'|'.join(QUANTIZE)})")
 _DEGREE_OF_BASE = re.compile(r"(.+)=([1-9][0-9]{0,2}|10[01][0-9]|102[0-4])")
 _WINDOW_OF_BASE = re.compile(r"(.+)=([2-9]|[1-9][0-9]{1,8})")
-_SIGNUP_LIMIT = re.compile(rf"({'|'.join(Limits.__slots__)})=([0-9]{{1,18}})")
+_RATES = tuple(field.name for field in fields(BaseLimits) if field.name != "base")
+_LIMITS = tuple(field.name for field in fields(Limits) if field.name != "bases")
+_SIGNUP_LIMIT = re.compile(rf"({'|'.join(_LIMITS)}|[^=\s]+/({'|'.join(_RATES)}))=([0-9]{{1,18}})")
 
 
 def window(key: str, value: int) -> None:
@@ -57,7 +60,10 @@ def plan_weight(key: str, value: str) -> None:
 def signup_limit(key: str, value: str) -> None:
     """Check a pair `limit=number`."""
     if not _SIGNUP_LIMIT.fullmatch(value):
-        raise ConfigInvalid(f"{key}: a limit is NAME=NUMBER of {', '.join(Limits.__slots__)}, given {value!r}")
+        raise ConfigInvalid(
+            f"{key}: a limit is NAME=NUMBER of {', '.join(_LIMITS)}, or BASE/NAME=NUMBER of {', '.join(_RATES)}, "
+            f"given {value!r}"
+        )
 
 
 def share_of_base(key: str, value: str) -> None:

@@ -30,7 +30,7 @@ from manylora.config.groups.storage import StorageConfig
 from manylora.config.renames import SETTINGS, current_setting, current_value, settled
 from manylora.config.service_variables import is_service_variable
 from manylora.errors import ConfigInvalid
-from manylora.tenancy import Limits
+from manylora.tenancy import BaseLimits, Limits
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +109,13 @@ def plan_weight(config: Config, plan: str) -> int | None:
 
 def signup_limits(config: Config) -> Limits:
     """Return the limits of a tenant that signs itself up, from `control.signup_limits`."""
-    pairs = (pair.split("=") for pair in config.control.signup_limits)
-    return Limits(**{name: int(number) for name, number in pairs})
+    numbers: dict[str, dict[str, int]] = {}
+    for pair in config.control.signup_limits:
+        written, _, number = pair.rpartition("=")
+        base, _, name = written.rpartition("/")
+        numbers.setdefault(base, {})[name] = int(number)
+    bases = tuple(BaseLimits(base=base, **numbers[base]) for base in sorted(numbers) if base)
+    return Limits(**numbers.get("", {}), bases=bases)
 
 
 def parse_setting(key: str, text: str) -> Setting:

@@ -85,6 +85,20 @@ def test_plan_and_weight_change(run: Run) -> None:
     assert (changed["weight"], changed["plan"]) == ("4", "gold")
 
 
+def test_limits_of_a_base_that_are_not_named_stay(run: Run) -> None:
+    base = "SmolLM2-135M-Instruct"
+    run("tenants", "create", "by-base", "--limit", f"{base}/requests_per_minute=5", "--limit", "adapters=3")
+    run("limits", "set", "by-base", f"{base}/tokens-per-minute=9", f"{base}/concurrent_streams=2")
+    shown = fields_of(run("limits", "set", "by-base", f"{base}/requests_per_minute=none", "max_rank=4"))
+    assert (shown["adapters"], shown["max_rank"]) == ("3", "4")
+    assert {name: text for name, text in shown.items() if "/" in name} == {
+        f"{base}/tokens_per_minute": "9",
+        f"{base}/concurrent_streams": "2",
+    }
+    refused = run("limits", "set", "by-base", "smollm2/tokens_per_minute=1")
+    assert (refused.exit_code, f"`{base}`" in refused.stderr) == (1, True)
+
+
 def test_limits_that_are_not_named_stay(run: Run) -> None:
     run("tenants", "create", "bounded", "--limit", "adapters=3")
     run("limits", "set", "bounded", "requests_per_minute=60", "monthly_budget=25.5")
@@ -150,6 +164,8 @@ def test_keys_are_made_listed_rotated_and_revoked(run: Run, plane: ControlProces
         (("tenants", "credit", "acme", "0.0000000001"), "at most nine decimals"),
         (("limits", "set", "operator", "speed=1"), "a limit is NAME=NUMBER"),
         (("limits", "set", "operator", "adapters=-1"), "adapters must be a whole number"),
+        (("limits", "set", "operator", "org/base/adapters=1"), "a limit of a base is BASE/NAME=NUMBER"),
+        (("limits", "set", "operator", "/tokens_per_minute=1"), "a limit of a base is BASE/NAME=NUMBER"),
         (("keys", "ls", "nobody"), "there is no tenant `nobody`"),
         (("keys", "create", "default", "--scope", "admin"), "is the tenant of open servers"),
         (("keys", "rotate", "00000000"), "there is no key `00000000`"),

@@ -138,7 +138,7 @@ def test_limits_and_terms_are_replaced_and_bad_ones_named(run: Callable[..., Non
         reply = await plane.call("PUT", "/admin/tenants/acme/limits", {"max_rank": 16})
         others = ("requests_per_minute", "tokens_per_minute", "concurrent_streams", "adapters", "adapter_bytes")
         none = dict.fromkeys([*others, "monthly_budget_nanousd"])
-        assert reply.json() == {**none, "max_rank": 16}
+        assert reply.json() == {**none, "max_rank": 16, "bases": {}}
         for body, field in (
             ({"max_rank": -1}, "max_rank"),
             ({"max_rank": "16"}, "max_rank"),
@@ -187,6 +187,7 @@ def test_signing_up_gives_a_tenant_its_credit_and_its_key(run: Callable[..., Non
             assert account.json()["balance"]["left_nanousd"] == 7
             assert account.json()["limits"]["adapters"] == 3
             assert account.json()["limits"]["tokens_per_minute"] is None
+            assert account.json()["limits"]["bases"]["org/large"]["requests_per_minute"] == 9
         refused = await plane.call("POST", "/v1/signup", {"id": "acme-5"}, key=None)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "3600")
         plane.clock.advance(3601)
@@ -195,12 +196,14 @@ def test_signing_up_gives_a_tenant_its_credit_and_its_key(run: Callable[..., Non
     settings = {
         "control.signup_open": True,
         "control.signup_credit_nanousd": 7,
-        "control.signup_limits": ("adapters=3",),
+        "control.signup_limits": ("adapters=3", "org/large/requests_per_minute=9"),
     }
     run(opened, settings=settings)
 
 
-@pytest.mark.parametrize("pair", ["adapters", "adapters=", "adapters=-1", "friends=3", "=3"])
+@pytest.mark.parametrize(
+    "pair", ["adapters", "adapters=", "adapters=-1", "friends=3", "=3", "large/adapters=3", "/tokens_per_minute=3"]
+)
 def test_a_sign_ups_limit_that_is_none_is_refused(pair: str) -> None:
     with pytest.raises(ConfigInvalid, match=r"control\.signup_limits"):
         load_config(flags={"control.signup_limits": (pair,)}, environ={})

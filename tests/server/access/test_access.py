@@ -27,7 +27,9 @@ from manylora.server.access.credit import LeasedCredit
 from manylora.server.access.directory import Directory, Upload
 from manylora.server.app.control_session import is_key_needed
 from manylora.tenancy import (
+    BaseLimits,
     KeyFacts,
+    Limits,
     PriceFacts,
     RepositoryFacts,
     Snapshot,
@@ -351,10 +353,43 @@ def test_an_open_server_that_others_can_reach_has_to_be_asked_for() -> None:
         is_key_needed(load_config(flags=flags, environ={}))
 
 
+def test_limits_of_a_base_hold_for_its_requests_alone() -> None:
+    async def scenario() -> None:
+        clock, (_, text) = ManualClock(), mint_key()
+        of_tenant = Limits(bases=(BaseLimits(base=BASE, requests_per_minute=2),))
+        of_key = Limits(bases=(BaseLimits(base="other", concurrent_streams=1),))
+        tenants = (TenantFacts(id=ACME, limits=of_tenant),)
+        control = FakeControl(snapshot(tenants=tenants, keys=(key_facts(text, limits=of_key),)))
+        directory = directory_of(control, clock)
+        await directory.refresh()
+        access = Access(clock, is_key_needed=True, directory=directory)
+        caller = caller_of(access, "POST", "/generate", f"Bearer {text}", None)
+
+        def ask(base: str) -> Admission:
+            admission = access.enter(caller, sequences=1)
+            try:
+                access.enter_base(admission, base)
+            except LimitExceeded:
+                admission.settle(0, 0)
+                raise
+            return admission
+
+        for _ in range(2):
+            ask(BASE)
+            ask("third")
+        with pytest.raises(LimitExceeded, match=rf"tenant acme, base {BASE}"):
+            ask(BASE)
+        held = ask("other")
+        with pytest.raises(LimitExceeded, match=r"key .*, base other"):
+            ask("other")
+        held.settle(0, 0)
+        ask("other")
+
+    run(scenario)
+
+
 def test_a_refusal_for_credit_gives_the_limits_back() -> None:
     async def scenario() -> None:
-        from manylora.tenancy import Limits
-
         clock, (_, text) = ManualClock(), mint_key()
         tenants = (TenantFacts(id=ACME, limits=Limits(concurrent_streams=1)),)
         control = FakeControl(snapshot(tenants=tenants, keys=(key_facts(text),), prices=(PRICE,)))

@@ -11,7 +11,7 @@ from manylora.errors import LimitExceeded, RequestRateExceeded, StreamLimitExcee
 from manylora.http.dialects import headers_of
 from manylora.server.access import limits as module
 from manylora.server.access.limits import Limiter, Reservation, duration
-from manylora.tenancy import Limits
+from manylora.tenancy import BaseLimits, Limits
 
 ACME = "tenant acme"
 
@@ -247,3 +247,56 @@ def test_a_line_that_needs_more_than_half_of_a_limit_waits_for_all_of_it() -> No
         limiter.enter(held, streams=1, is_batch=True)
     clock.advance(1)
     limiter.reserve(limiter.enter(held, streams=1, is_batch=True), 100)
+
+
+def of_base(**numbers: int) -> dict[str, BaseLimits]:
+    return {"tenant acme, base small": BaseLimits(base="small", **numbers)}
+
+
+def test_a_refusal_of_the_base_counts_against_no_limit_of_all_bases() -> None:
+    limiter, held = Limiter(ManualClock()), {ACME: Limits(requests_per_minute=3, concurrent_streams=2)}
+    for _ in range(2):
+        reservation = limiter.enter(held, streams=1)
+        limiter.narrow(reservation, of_base(requests_per_minute=2))
+        reservation.settle(0)
+    for _ in range(3):
+        reservation = limiter.enter(held, streams=1)
+        with pytest.raises(RequestRateExceeded, match=r"2 requests per minute \(tenant acme, base small\)") as caught:
+            limiter.narrow(reservation, of_base(requests_per_minute=2))
+        assert headers_of(caught.value)["x-ratelimit-remaining-requests"] == "0"
+        reservation.settle(0)
+    limiter.enter(held, streams=1)
+    with pytest.raises(RequestRateExceeded, match=r"3 requests per minute \(tenant acme\)"):
+        limiter.enter(held, streams=1)
+
+
+def test_a_base_has_tokens_and_sequences_of_its_own() -> None:
+    limiter, held = Limiter(ManualClock()), {ACME: Limits(tokens_per_minute=100, concurrent_streams=4)}
+    own = of_base(tokens_per_minute=50, concurrent_streams=2)
+    reservation = limiter.enter(held, streams=3)
+    limiter.narrow(reservation, own)
+    assert reservation.streams == 2  # a wave of the three
+    limiter.reserve(reservation, 40)
+    other = limiter.enter(held, streams=1)
+    with pytest.raises(StreamLimitExceeded, match="2 sequences at one time"):
+        limiter.narrow(other, own)
+    other.settle(0)
+    reservation.settle(15)
+    for _ in range(2):
+        again = limiter.enter(held, streams=2)
+        limiter.narrow(again, own)
+        with pytest.raises(TokenRateExceeded, match=r"50 tokens per minute \(tenant acme, base small\)"):
+            limiter.reserve(again, 36)
+        again.settle(0)
+    elsewhere = limiter.enter(held, streams=4)
+    limiter.reserve(elsewhere, 85)  # all that the tenant has left
+
+
+def test_a_line_of_a_batch_leaves_half_of_a_bases_limit() -> None:
+    limiter, own = Limiter(ManualClock()), of_base(concurrent_streams=2, requests_per_minute=4)
+    first = limiter.enter({}, streams=1, is_batch=True)
+    limiter.narrow(first, own)
+    second = limiter.enter({}, streams=1, is_batch=True)
+    with pytest.raises(StreamLimitExceeded):
+        limiter.narrow(second, own)
+    limiter.narrow(limiter.enter({}, streams=1), own)

@@ -24,7 +24,15 @@ TenantArgument = Annotated[str, typer.Argument(metavar="TENANT", help="The tenan
 OwnTenantArgument = Annotated[
     str, typer.Argument(metavar="[TENANT]", show_default=False, help="The tenant's short code. Default: the key's own.")
 ]
-LIMIT_HELP = f"NAME=NUMBER, or NAME=none for no limit. Names: {', '.join(NAMES)} (in dollars)."
+RATES = NAMES[:3]
+"""Names of the limits that a single base may have, as `BASE/NAME`."""
+
+LIMIT_HELP = (
+    f"NAME=NUMBER, or NAME=none for no limit. Names: {', '.join(NAMES)} (in dollars). BASE/NAME=NUMBER limits requests "
+    f"to one base: {', '.join(RATES)}."
+)
+Fields = dict[str, Any]
+"""The limits in a body, as JSON; those of single bases by name in `bases`."""
 
 limits = typer.Typer(no_args_is_help=True, help="See the limits of a tenant, and set them with the operator's key.")
 
@@ -53,27 +61,48 @@ def set_limits(
     """Change the named limits; the others stay."""
     server, changed = RemoteServer(url=url, key=key), parse_limits(assignments)
     known = server.ask("GET", _path(tenant), expects="max_rank").json()
-    reply = server.ask("PUT", _path(tenant), expects="max_rank", body=known | changed)
+    reply = server.ask("PUT", _path(tenant), expects="max_rank", body=changed_limits(known, changed))
     typer.echo(reply.text) if json else print_fields(limit_fields(reply.json()))
 
 
-def parse_limits(assignments: list[str]) -> dict[str, int | None]:
-    """Parse `NAME=NUMBER` words into the fields of a body. End the program for an invalid one."""
-    found: dict[str, int | None] = {}
+def parse_limits(assignments: list[str]) -> Fields:
+    """Parse `NAME=NUMBER` and `BASE/NAME=NUMBER` words into a body's fields. End the program for an invalid one."""
+    found: Fields = {}
     for assignment in assignments:
-        written, equals, text = assignment.partition("=")
-        name = written.strip().replace("-", "_")
-        if not equals or name not in NAMES:
-            fail(f"a limit is NAME=NUMBER, its name one of {', '.join(NAMES)}. Given: {assignment!r}")
-        field = BUDGET_FIELD if name == BUDGET else name
-        found[field] = None if text.strip().lower() == "none" else _number(name, text.strip())
+        written, equals, text = assignment.rpartition("=")
+        base, slash, rest = written.strip().rpartition("/")
+        name, names = rest.replace("-", "_"), RATES if slash else NAMES
+        if not equals or name not in names or (slash and not base):
+            form = "a limit of a base is BASE/NAME=NUMBER" if slash else "a limit is NAME=NUMBER"
+            fail(f"{form}, its name one of {', '.join(names)}. Given: {assignment!r}")
+        number = None if text.strip().lower() == "none" else _number(name, text.strip())
+        if slash:
+            found.setdefault("bases", {}).setdefault(base, {})[name] = number
+        else:
+            found[BUDGET_FIELD if name == BUDGET else name] = number
     return found
 
 
-def limit_fields(body: dict[str, Any]) -> dict[str, str]:
-    """Return the texts of the limits in a body; a dash is no limit."""
-    texts = {name: shown(body[name]) for name in NAMES if name != BUDGET}
-    return texts | {BUDGET: dollars(body[BUDGET_FIELD])}
+def changed_limits(known: Fields, changed: Fields) -> Fields:
+    """Return limits with some of them changed; the others stay."""
+    if "bases" not in changed:
+        return known | changed
+    bases = known.get("bases", {})
+    return (
+        known | changed | {"bases": bases | {base: bases.get(base, {}) | own for base, own in changed["bases"].items()}}
+    )
+
+
+def limit_fields(body: Fields) -> dict[str, str]:
+    """Return the texts of the limits in a body; a dash is no limit. Of a single base only the limits that it has."""
+    texts = {name: shown(body[name]) for name in NAMES if name != BUDGET} | {BUDGET: dollars(body[BUDGET_FIELD])}
+    bases = body.get("bases", {})
+    return texts | {
+        f"{base}/{name}": shown(number)
+        for base, own in bases.items()
+        for name, number in own.items()
+        if number is not None
+    }
 
 
 def _number(name: str, text: str) -> int:

@@ -80,8 +80,9 @@ class ControlConfig:
         is_paths=False,
         check=checks.signup_limit,
         text="""
-        Limits of a tenant that signs itself up, as `NAME=NUMBER` ([their names](keys-and-limits.md)), until the
-        operator changes them. A tenant that the operator makes has the limits in that request, else none.
+        Limits of a tenant that signs itself up, as `NAME=NUMBER` or, of a single base, `BASE/NAME=NUMBER`
+        ([their names](keys-and-limits.md)), until the operator changes them. A tenant that the operator makes has the
+        limits in that request, else none.
         """,
     )
     batch_price_percent: int = setting(

@@ -1,6 +1,5 @@
 """Prices of base models, in versions: past usage is never repriced. A fine-tune costs the same as its base."""
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import Row, insert, select
@@ -8,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.storage.revisions import next_revision
 from manylora.control.storage.tables import prices
+from manylora.control.tenants.limits import nearest
 from manylora.errors import InvalidParameter
 from manylora.models.fetch.known_bases import KNOWN_BASES, PriceClass
 from manylora.tenancy import PriceFacts, price_at
@@ -82,12 +82,9 @@ async def require_known_base(connection: AsyncConnection, base: str, served: Col
     """Raise `InvalidParameter` for a base model that is not served here and has no price: probably a misspelt name."""
     if base in served or await price_versions(connection, base):
         return
-    names = sorted(served)
-    nearest = difflib.get_close_matches(base.lower(), [name.lower() for name in names], n=1, cutoff=0.0)
-    shown = next((name for name in names if name.lower() in nearest), "")
     raise InvalidParameter(
-        f"no server here serves the base model `{base[:80]}`; the nearest served one is `{shown}`. A price of a base "
-        "that is yet to be served needs `force` (`manylora prices set --force`)",
+        f"no server here serves the base model `{base[:80]}`; the nearest served one is `{nearest(base, served)}`. A "
+        "price of a base that is yet to be served needs `force` (`manylora prices set --force`)",
         parameter="base",
     )
 

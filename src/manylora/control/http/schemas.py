@@ -12,13 +12,15 @@ from manylora.control.tenants.credit import MOST_NANOUSD, Balance
 from manylora.control.tenants.keys import DEFAULT_SCOPES, Key, KeyPage
 from manylora.control.tenants.tenants import Tenant
 from manylora.errors import InvalidParameter
-from manylora.tenancy import OLDER_SCOPE, Limits, Scope, scopes_of_words
+from manylora.tenancy import OLDER_SCOPE, BaseLimits, Limits, Scope, scopes_of_words
 
 BIGGEST = 2**62
 UNKNOWN_FIELD = "unknown_field"
 """Type of pydantic's error for an unknown field; its context has the `name`."""
 Amount = Annotated[int, Field(ge=-MOST_NANOUSD, le=MOST_NANOUSD)]
 Count = Annotated[int, Field(ge=0, le=BIGGEST)]
+BaseName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+MOST_LIMITED_BASES = 64
 Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 ShortText = Annotated[str, Field(max_length=320, pattern=r"^[^\x00]*$")]
 
@@ -49,8 +51,16 @@ def _unknown(name: str, known: set[str]) -> PydanticCustomError:
     )
 
 
+class BaseLimitsBody(RequestBody):
+    """Limits of the requests to one base; null: no limit."""
+
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    concurrent_streams: Count | None = None
+
+
 class LimitsBody(RequestBody):
-    """Limits of a tenant or a key; null: no limit."""
+    """Limits of a tenant or a key; null: no limit. `bases`: further limits, of single bases, by their names."""
 
     requests_per_minute: Count | None = None
     tokens_per_minute: Count | None = None
@@ -59,13 +69,20 @@ class LimitsBody(RequestBody):
     adapter_bytes: Count | None = None
     max_rank: Count | None = None
     monthly_budget_nanousd: Count | None = None
+    bases: Annotated[dict[BaseName, BaseLimitsBody], Field(max_length=MOST_LIMITED_BASES)] = {}
 
     def limits(self) -> Limits:
-        return Limits(**self.model_dump())
+        """Return the limits. A base without any limit is left out."""
+        numbers = self.model_dump(exclude={"bases"})
+        own = [BaseLimits(base=name, **self.bases[name].model_dump()) for name in sorted(self.bases)]
+        return Limits(**numbers, bases=tuple(each for each in own if each != BaseLimits(base=each.base)))
 
     @staticmethod
     def of(limits: Limits) -> "LimitsBody":
-        return LimitsBody(**{name: getattr(limits, name) for name in LimitsBody.model_fields})
+        numbers = {name: getattr(limits, name) for name in LimitsBody.model_fields if name != "bases"}
+        names = BaseLimitsBody.model_fields
+        bases = {each.base: BaseLimitsBody(**{name: getattr(each, name) for name in names}) for each in limits.bases}
+        return LimitsBody(**numbers, bases=bases)
 
 
 class BalanceBody(BaseModel):

@@ -36,6 +36,7 @@ from manylora.control.tenants.credit import balance_of
 from manylora.control.tenants.key_lines import limit as limit_line
 from manylora.control.tenants.key_lines import require_no_gain, require_power
 from manylora.control.tenants.keys import Key, get_key, keys_page, set_limits
+from manylora.control.tenants.limits import require_known_bases
 from manylora.control.tenants.signup import open_account
 from manylora.control.tenants.tenants import get_tenant
 from manylora.http.callers import Caller
@@ -123,6 +124,7 @@ async def put_limits(
     """
     async with control.database.write() as connection:
         own, old = await _key_to_change(connection, caller, key, actor.at_ms)
+        await require_known_bases(control, connection, body.limits(), old.facts.limits)
         if own is None:
             new = await set_limits(connection, key, body.limits())
         else:

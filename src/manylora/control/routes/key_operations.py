@@ -10,6 +10,7 @@ from manylora.control.http.schemas import KeyBody, NewKey, RevokedBody, Rotation
 from manylora.control.tenants.audit import Actor, record
 from manylora.control.tenants.key_lines import end_made, revoke
 from manylora.control.tenants.keys import Key, get_key, issue_key, key_facts, live_key, rotate_key, within
+from manylora.control.tenants.limits import require_known_bases
 from manylora.errors import InsufficientPermissions, InvalidParameter
 from manylora.ids import KeyId
 from manylora.tenancy import DEFAULT_TENANT, Limits
@@ -33,6 +34,7 @@ async def make_key(control: Control, actor: Actor, tenant: str, body: NewKey, ma
     limits = body.limits.limits()
     expires_ms = None if body.expires_in_s is None else now_ms + max(1, int(1000 * body.expires_in_s))
     async with control.database.write() as connection:
+        await require_known_bases(control, connection, limits)
         facts = None
         if maker is not None:
             facts = (await live_key(connection, maker, now_ms)).facts

@@ -16,6 +16,7 @@ from manylora.control.routes.key_operations import (
     rotate_and_record,
 )
 from manylora.control.tenants.keys import get_key, keys_page, set_limits
+from manylora.control.tenants.limits import require_known_bases
 from manylora.control.tenants.tenants import OPERATOR, get_tenant
 from manylora.tenancy import Scope
 
@@ -48,6 +49,7 @@ async def put_limits(control: ControlDep, actor: ActorDep, key: str, body: Limit
     """Replace a key's limits, and those of the keys it is rotated into."""
     async with control.database.write() as connection:
         old = await get_key(connection, key)
+        await require_known_bases(control, connection, body.limits(), old.facts.limits)
         new = await set_limits(connection, key, body.limits())
         await record_limits(connection, actor, old, new)
     return KeyBody.of(new)

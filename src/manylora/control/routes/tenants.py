@@ -21,6 +21,7 @@ from manylora.control.http.schemas import (
 from manylora.control.routes.dependencies import ActorDep, ControlDep, TenantDep, requires
 from manylora.control.tenants.audit import Actor, record
 from manylora.control.tenants.credit import balance_of, grant_credit
+from manylora.control.tenants.limits import require_known_bases
 from manylora.control.tenants.signup import open_account
 from manylora.control.tenants.tenants import Tenant, get_tenant, list_tenants, set_state, set_terms
 from manylora.tenancy import Scope, TenantState
@@ -46,6 +47,9 @@ async def list_all(
 @router.post("", status_code=201)
 async def create(control: ControlDep, actor: ActorDep, body: NewTenant) -> SignedUp:
     """Make a tenant, with its credit and its first key."""
+    limits = body.limits.limits()
+    async with control.database.read() as connection:
+        await require_known_bases(control, connection, limits)
     tenant, key, text = await open_account(
         control,
         actor,
@@ -54,7 +58,7 @@ async def create(control: ControlDep, actor: ActorDep, body: NewTenant) -> Signe
         email=body.email,
         plan=body.plan,
         weight=body.weight,
-        limits=body.limits.limits(),
+        limits=limits,
         credit_nanousd=body.credit_nanousd,
     )
     return SignedUp(tenant=TenantBody.of(tenant), key=KeyBody.of(key, text))
@@ -75,6 +79,8 @@ async def change(control: ControlDep, actor: ActorDep, tenant: str, body: Terms)
         weight = plan_weight(control.config, body.plan)
     async with control.database.write() as connection:
         old = await get_tenant(connection, tenant)
+        if limits is not None:
+            await require_known_bases(control, connection, limits, old.facts.limits)
         new = await set_terms(connection, tenant, limits=limits, weight=weight, plan=body.plan)
         await _record(connection, actor, "change", old, before=_terms(old), after=_terms(new))
     return TenantBody.of(new)
@@ -107,9 +113,11 @@ async def show_limits(tenant: TenantDep) -> LimitsBody:
 @router.put("/{tenant}/limits")
 async def put_limits(control: ControlDep, actor: ActorDep, tenant: str, body: LimitsBody) -> LimitsBody:
     """Replace a tenant's limits."""
+    limits = body.limits()
     async with control.database.write() as connection:
         old = await get_tenant(connection, tenant)
-        new = await set_terms(connection, tenant, limits=body.limits())
+        await require_known_bases(control, connection, limits, old.facts.limits)
+        new = await set_terms(connection, tenant, limits=limits)
         await _record(connection, actor, "limit", old, before=old.facts.limits, after=new.facts.limits)
     return LimitsBody.of(new.facts.limits)
 

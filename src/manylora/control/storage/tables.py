@@ -4,6 +4,8 @@ Rows that edges copy carry the `revision` of their last change (see `revisions.p
 changes only. Rows of `ledger`, `credits` and `prices` are never changed: a correction is a further row.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -39,7 +41,7 @@ LIMIT_COLUMNS = (
     "max_rank",
     "monthly_budget_nanousd",
 )
-"""The fields of `tenancy.Limits`; NULL is no limit."""
+"""The numbers of `tenancy.Limits`; NULL is no limit."""
 
 
 def _number() -> Column[int]:
@@ -47,8 +49,9 @@ def _number() -> Column[int]:
     return Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
 
 
-def _limits() -> list[Column[int]]:
-    return [Column(name, BigInteger) for name in LIMIT_COLUMNS]
+def _limits() -> list[Column[Any]]:  # numbers, and a text
+    limits_of_bases = Column("limits_of_bases", Text)  # JSON of `tenancy.Limits.bases`; NULL: no base has limits
+    return [*(Column(name, BigInteger) for name in LIMIT_COLUMNS), limits_of_bases]
 
 
 def _tenant() -> Column[str]:

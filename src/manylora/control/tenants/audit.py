@@ -230,7 +230,7 @@ def _plain(value: object) -> Any:
     """Return a value as JSON values; a dataclass without the fields that have their defaults."""
     if is_dataclass(value) and not isinstance(value, type):
         told = {each.name: getattr(value, each.name) for each in fields(value)}
-        return {name: _plain(each) for name, each in told.items() if each is not None}
+        return {name: _plain(each) for name, each in told.items() if each not in (None, ())}
     if isinstance(value, Mapping):
         return {_text(str(name)): _plain(each) for name, each in list(value.items())[:MAX_ITEMS]}
     if isinstance(value, Enum):

@@ -1,7 +1,7 @@
 """Platform keys: shown once in clear, stored as keyed hashes, rotated and revoked. See also `key_lines.py`."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, func, insert, select, update
@@ -9,7 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.storage.revisions import next_revision
 from manylora.control.storage.tables import keys
-from manylora.control.tenants.tenants import OPERATOR, columns_of, get_tenant, limits_of
+from manylora.control.tenants.limits import columns_of, limits_of, lower, narrower
+from manylora.control.tenants.tenants import OPERATOR, get_tenant
 from manylora.errors import InvalidApiKey, InvalidParameter, RequestRateExceeded, ResourceNotFound
 from manylora.ids import KeyId, TenantId
 from manylora.tenancy import (
@@ -169,13 +170,7 @@ async def set_limits(
 
 def within(maker: KeyFacts, limits: Limits, expires_ms: int | None) -> tuple[Limits, int | None]:
     """Return limits and an expiry within those of the key that makes another. None stands for no bound."""
-    names = (entry.name for entry in fields(Limits))
-    bounded = {name: _nearer(getattr(maker.limits, name), getattr(limits, name)) for name in names}
-    return Limits(**bounded), _nearer(maker.expires_ms, expires_ms)
-
-
-def _nearer(one: int | None, other: int | None) -> int | None:
-    return min((value for value in (one, other) if value is not None), default=None)
+    return narrower(maker.limits, limits), lower(maker.expires_ms, expires_ms)
 
 
 async def get_key(connection: AsyncConnection, key_id: str, tenant: str | None = None) -> Key:
@@ -264,7 +259,7 @@ async def rotate_key(
     ends: dict[str, Any] = {"revoked_ms": now_ms}
     if grace_s:
         await _make_room_in_grace(connection, old, now_ms)
-        ends = {"expires_ms": _nearer(old.facts.expires_ms, now_ms + int(1000 * grace_s))}
+        ends = {"expires_ms": lower(old.facts.expires_ms, now_ms + int(1000 * grace_s))}
     changed = update(keys).where(keys.c.id == key_id).values(**ends, successor=made[0].facts.id, revision=revision)
     await connection.execute(changed)
     return made

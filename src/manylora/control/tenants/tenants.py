@@ -10,7 +10,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.storage.revisions import next_revision
-from manylora.control.storage.tables import LIMIT_COLUMNS, tenants
+from manylora.control.storage.tables import tenants
+from manylora.control.tenants.limits import columns_of, limits_of
 from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound
 from manylora.http.paths import PATHS
 from manylora.ids import TenantId
@@ -158,21 +159,6 @@ async def changed_tenants(connection: AsyncConnection, since: int) -> tuple[Tena
     """Return the facts of tenants that were changed after a revision, for edges."""
     asked = select(tenants).where(tenants.c.revision > since)
     return tuple(_tenant(row).facts for row in (await connection.execute(asked)).all())
-
-
-def columns_of(limits: Limits) -> dict[str, int | None]:
-    """Return limits as columns. Raise `InvalidParameter` for a negative one."""
-    values = {name: getattr(limits, name) for name in LIMIT_COLUMNS}
-    for name, value in values.items():
-        if value is not None and value < 0:
-            raise InvalidParameter(f"`{name}` must be at least 0, or null for no limit. Given: {value}", parameter=name)
-    return values
-
-
-def limits_of(row: Row[tuple[object, ...]]) -> Limits:
-    """Return the limits in a row of `tenants` or `keys`."""
-    mapping: Mapping[str, int | None] = row._mapping  # type: ignore[assignment]  # these columns are numbers
-    return Limits(**{name: mapping[name] for name in LIMIT_COLUMNS})
 
 
 async def _change(connection: AsyncConnection, code: str, values: Mapping[str, object]) -> Tenant:

@@ -150,6 +150,20 @@ class Access:
         reservation = self._limiter.enter(limits, streams=streams, is_batch=is_batch)
         return Admission(caller, reservation, self._limiter)
 
+    def enter_base(self, admission: Admission, base: str) -> None:
+        """Count a request against the caller's limits of its base. `Admission.streams` may become fewer.
+
+        Raises `LimitExceeded`.
+        """
+        own = {
+            f"{name}, base {base}": each
+            for name, limits in admission.caller.limits
+            for each in limits.bases
+            if each.base == base
+        }
+        if own:
+            self._limiter.narrow(admission.reservation, own)
+
     async def reserve(self, admission: Admission, *, base: str, prompt_tokens: int, budget_tokens: int) -> None:
         """Reserve a request's largest use in the caller's limits and credit; `Admission.settle` returns the rest.
 

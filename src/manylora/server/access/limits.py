@@ -1,7 +1,8 @@
 """Limits of tenants and keys: requests a minute, tokens a minute, and sequences at one time.
 
-The limiter counts a request before any work for it. Once the prompt is known, the request reserves its largest number
-of tokens: the prompt and the whole budget. At its end the limiter returns the unused part.
+The limiter counts a request before any work for it, and against the limits of its base as soon as that is known. Once
+the prompt is known, the request reserves its largest number of tokens: the prompt and the whole budget. At its end the
+limiter returns the unused part.
 A limit a minute is a token bucket: it holds at most the allowance of one minute and fills evenly.
 """
 
@@ -11,11 +12,13 @@ from dataclasses import dataclass, field
 
 from manylora.clock import Clock
 from manylora.errors import LimitExceeded, RequestRateExceeded, StreamLimitExceeded, TokenRateExceeded
-from manylora.tenancy import Limits
+from manylora.tenancy import BaseLimits, Limits
 
 MINUTE_S = 60.0
+Rates = Limits | BaseLimits
+"""Limits with the three numbers that count here."""
 MAX_IDLE = 10_000
-"""Holders (tenants and keys) above which the limiter forgets those without any use; this bounds its memory."""
+"""Holders (tenants, keys, and either with a base) above which the limiter forgets those without use (memory)."""
 
 
 @dataclass(slots=True)
@@ -44,21 +47,32 @@ class Bucket:
 
 @dataclass(slots=True)
 class _Holder:
-    """The current use of one tenant or of one key."""
+    """The current use of one tenant or of one key, of all bases or of a single one."""
 
     requests: Bucket | None = None
     tokens: Bucket | None = None
     streams: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """The places of one request in one holder. `name`: the holder's, for the messages."""
+
+    name: str
+    holder: _Holder
+    limits: Rates
+    streams: int
+
+
 @dataclass(slots=True)
 class Reservation:
     """The share of the limits that one request holds; `settle` returns the unused part once.
 
+    streams   sequences that may be under way at one time
     is_batch  a line of a batch leaves half of each limit to the holder's interactive requests
     """
 
-    holders: list[tuple[str, _Holder, Limits]] = field(default_factory=list)
+    held: list[_Held] = field(default_factory=list)
     streams: int = 0
     tokens: int = 0
     is_settled: bool = False
@@ -69,11 +83,11 @@ class Reservation:
         if self.is_settled:
             return
         self.is_settled = True
-        for _, holder, _ in self.holders:
-            holder.streams -= self.streams
-            if holder.tokens is not None:
+        for each in self.held:
+            each.holder.streams -= each.streams
+            if (tokens := each.holder.tokens) is not None:
                 returned = self.tokens - min(used_tokens, self.tokens)
-                holder.tokens.level = min(float(holder.tokens.limit), holder.tokens.level + returned)
+                tokens.level = min(float(tokens.limit), tokens.level + returned)
 
 
 class Limiter:
@@ -86,7 +100,7 @@ class Limiter:
     def __len__(self) -> int:
         return len(self._holders)
 
-    def enter(self, limits: Mapping[str, Limits], *, streams: int, is_batch: bool = False) -> Reservation:
+    def enter(self, limits: Mapping[str, Rates], *, streams: int, is_batch: bool = False) -> Reservation:
         """Count one request against every holder, or against none of them; call it before any work for the request.
 
         Args:    limits   the limits of each holder: of the tenant, and of its key
@@ -94,23 +108,27 @@ class Limiter:
                  is_batch  whether it is a line of a batch
         Raises:  `RequestRateExceeded`, `StreamLimitExceeded`, with the seconds to wait
         """
-        now_s = self._clock.monotonic_s()
-        if len(self._holders) > MAX_IDLE:
-            self._forget_idle(now_s)
-        reservation = Reservation(
-            [(name, self._holders.setdefault(name, _Holder()), own) for name, own in limits.items()],
-            streams,
-            is_batch=is_batch,
-        )
-        self._fill(reservation, now_s)
-        self._require(reservation, lambda name, holder, own: _require_request(name, holder, own, reservation))
-        for _, holder, _ in reservation.holders:
-            holder.streams += streams
-            if holder.requests is not None:
-                holder.requests.level -= 1
+        reservation = Reservation(streams=streams, is_batch=is_batch)
+        self._count(reservation, limits)
         return reservation
 
-    def streams_left(self, limits: Mapping[str, Limits], wanted: int, *, is_batch: bool = False) -> int:
+    def narrow(self, reservation: Reservation, limits: Mapping[str, Rates]) -> None:
+        """Count a request against further holders: those of its base, which is known only now.
+
+        Its sequences at one time become those that the holders have left. A refusal counts it against no holder.
+        Raises as `enter`. The caller must settle the reservation in that case, too.
+        """
+        before = list(reservation.held)
+        reservation.streams = self.streams_left(limits, reservation.streams, is_batch=reservation.is_batch)
+        try:
+            self._count(reservation, limits)
+        except LimitExceeded:
+            for each in before:
+                if (requests := each.holder.requests) is not None:
+                    requests.level = min(float(requests.limit), requests.level + 1)
+            raise
+
+    def streams_left(self, limits: Mapping[str, Rates], wanted: int, *, is_batch: bool = False) -> int:
         """Return the number of sequences that every holder has left for a request: at most `wanted`, at least 1 of any.
 
         The limits and `is_batch` are those of `enter`.
@@ -129,46 +147,38 @@ class Limiter:
         Raises `TokenRateExceeded`, with the seconds to wait. The caller must settle the reservation in that case, too.
         """
         now_s = self._clock.monotonic_s()
-        for _, holder, _ in reservation.holders:
-            if holder.tokens is not None:  # its limit is that of the newest request, which may be another one
-                holder.tokens.fill(now_s, holder.tokens.limit)
-        self._require(reservation, lambda name, holder, own: _require_tokens(name, holder, tokens, reservation))
+        for each in reservation.held:
+            if (bucket := each.holder.tokens) is not None:  # its limit is that of the newest request, maybe another one
+                bucket.fill(now_s, bucket.limit)
+        _require(reservation.held, reservation.held, lambda each: _require_tokens(each, tokens, reservation))
         reservation.tokens = tokens
-        for _, holder, _ in reservation.holders:
-            if holder.tokens is not None:
-                holder.tokens.level -= tokens
+        for each in reservation.held:
+            if (bucket := each.holder.tokens) is not None:
+                bucket.level -= tokens
 
     def headers(self, reservation: Reservation) -> dict[str, str]:
-        """Return the `x-ratelimit-…` headers of the bucket nearest to empty, in OpenAI's and Predibase's form."""
-        requests = [holder.requests for _, holder, _ in reservation.holders if holder.requests is not None]
-        tokens = [holder.tokens for _, holder, _ in reservation.holders if holder.tokens is not None]
-        headers: dict[str, str] = {}
-        for kind, buckets in (("requests", requests), ("tokens", tokens)):
-            if buckets:
-                tightest = _tightest(buckets)
-                headers[f"x-ratelimit-limit-{kind}"] = str(tightest.limit)
-                headers[f"x-ratelimit-remaining-{kind}"] = str(max(0, int(tightest.level)))
-                headers[f"x-ratelimit-reset-{kind}"] = duration(tightest.reset_s)
-        if every := [*requests, *tokens]:
-            tightest = _tightest(every)
-            headers["x-ratelimit-limit"] = str(tightest.limit)
-            headers["x-ratelimit-remaining"] = str(max(0, int(tightest.level)))
-            headers["x-ratelimit-reset"] = str(math.ceil(tightest.reset_s))
-        return headers
+        """Return the `x-ratelimit-…` headers of the buckets nearest to empty, in OpenAI's and Predibase's form."""
+        return _headers(reservation.held)
 
-    def _fill(self, reservation: Reservation, now_s: float) -> None:
-        for _, holder, limits in reservation.holders:
-            holder.requests = _filled(holder.requests, limits.requests_per_minute, now_s)
-            holder.tokens = _filled(holder.tokens, limits.tokens_per_minute, now_s)
-
-    def _require(self, reservation: Reservation, require: Callable[[str, _Holder, Limits], None]) -> None:
-        """Apply `require` to every holder; add the `x-ratelimit-…` headers to the error of a refusal."""
-        try:
-            for name, holder, limits in reservation.holders:
-                require(name, holder, limits)
-        except LimitExceeded as error:
-            error.headers = self.headers(reservation)
-            raise
+    def _count(self, reservation: Reservation, limits: Mapping[str, Rates]) -> None:
+        """Count a request against holders that it has not been counted against, or against none of them."""
+        now_s = self._clock.monotonic_s()
+        if len(self._holders) > MAX_IDLE:
+            self._forget_idle(now_s)
+        added = [
+            _Held(name, self._holders.setdefault(name, _Holder()), own, reservation.streams)
+            for name, own in limits.items()
+        ]
+        for each in added:
+            holder, own = each.holder, each.limits
+            holder.requests = _filled(holder.requests, own.requests_per_minute, now_s)
+            holder.tokens = _filled(holder.tokens, own.tokens_per_minute, now_s)
+        _require(added, [*reservation.held, *added], lambda each: _require_request(each, reservation))
+        reservation.held += added
+        for each in added:
+            each.holder.streams += each.streams
+            if each.holder.requests is not None:
+                each.holder.requests.level -= 1
 
     def _forget_idle(self, now_s: float) -> None:
         for name, holder in list(self._holders.items()):
@@ -177,6 +187,24 @@ class Limiter:
                 bucket.fill(now_s, bucket.limit)
             if not holder.streams and all(bucket.level >= bucket.limit for bucket in buckets):
                 del self._holders[name]
+
+
+def _headers(held: Sequence[_Held]) -> dict[str, str]:
+    requests = [each.holder.requests for each in held if each.holder.requests is not None]
+    tokens = [each.holder.tokens for each in held if each.holder.tokens is not None]
+    headers: dict[str, str] = {}
+    for kind, buckets in (("requests", requests), ("tokens", tokens)):
+        if buckets:
+            tightest = _tightest(buckets)
+            headers[f"x-ratelimit-limit-{kind}"] = str(tightest.limit)
+            headers[f"x-ratelimit-remaining-{kind}"] = str(max(0, int(tightest.level)))
+            headers[f"x-ratelimit-reset-{kind}"] = duration(tightest.reset_s)
+    if every := [*requests, *tokens]:
+        tightest = _tightest(every)
+        headers["x-ratelimit-limit"] = str(tightest.limit)
+        headers["x-ratelimit-remaining"] = str(max(0, int(tightest.level)))
+        headers["x-ratelimit-reset"] = str(math.ceil(tightest.reset_s))
+    return headers
 
 
 def duration(seconds: float) -> str:
@@ -201,8 +229,18 @@ def _level(amount: int, limit: int, reservation: Reservation) -> int:
     return max(amount, min(limit, amount + limit // 2)) if reservation.is_batch else amount
 
 
-def _require_request(name: str, holder: _Holder, limits: Limits, reservation: Reservation) -> None:
-    most, streams = limits.concurrent_streams, reservation.streams
+def _require(asked: Sequence[_Held], shown: Sequence[_Held], require: Callable[[_Held], None]) -> None:
+    """Apply `require` to the holders `asked`; a refusal has the `x-ratelimit-…` headers of the holders `shown`."""
+    try:
+        for each in asked:
+            require(each)
+    except LimitExceeded as error:
+        error.headers = _headers(shown)
+        raise
+
+
+def _require_request(each: _Held, reservation: Reservation) -> None:
+    name, requests, most, streams = each.name, each.holder.requests, each.limits.concurrent_streams, each.streams
     if most is not None and streams > most:
         raise StreamLimitExceeded(
             f"Rate limit exceeded: {most} sequences at one time ({name}), and this request has {streams}: "
@@ -211,29 +249,27 @@ def _require_request(name: str, holder: _Holder, limits: Limits, reservation: Re
         )
     if most is not None and reservation.is_batch:
         most = max(streams, most // 2)
-    if most is not None and streams and holder.streams + streams > most:
+    if most is not None and streams and each.holder.streams + streams > most:
         raise StreamLimitExceeded(f"Rate limit exceeded: {most} sequences at one time ({name})")
-    if (
-        holder.requests is not None
-        and (wait_s := holder.requests.wait_s(_level(1, holder.requests.limit, reservation))) > 0
-    ):
+    if requests is not None and (wait_s := requests.wait_s(_level(1, requests.limit, reservation))) > 0:
         raise RequestRateExceeded(
-            f"Rate limit exceeded: {holder.requests.limit} requests per minute ({name})", wait_s=min(wait_s, MINUTE_S)
+            f"Rate limit exceeded: {requests.limit} requests per minute ({name})", wait_s=min(wait_s, MINUTE_S)
         )
 
 
-def _require_tokens(name: str, holder: _Holder, tokens: int, reservation: Reservation) -> None:
-    if holder.tokens is None:
+def _require_tokens(each: _Held, tokens: int, reservation: Reservation) -> None:
+    name, bucket = each.name, each.holder.tokens
+    if bucket is None:
         return
-    if tokens > holder.tokens.limit:
+    if tokens > bucket.limit:
         raise TokenRateExceeded(
-            f"Rate limit exceeded: {holder.tokens.limit} tokens per minute ({name}), and this request may use "
-            f"{tokens}, prompt and budget together: ask for fewer",
+            f"Rate limit exceeded: {bucket.limit} tokens per minute ({name}), and this request may use {tokens}, "
+            "prompt and budget together: ask for fewer",
             wait_s=None,
         )
-    if (wait_s := holder.tokens.wait_s(_level(tokens, holder.tokens.limit, reservation))) > 0:
+    if (wait_s := bucket.wait_s(_level(tokens, bucket.limit, reservation))) > 0:
         raise TokenRateExceeded(
-            f"Rate limit exceeded: {holder.tokens.limit} tokens per minute ({name})", wait_s=min(wait_s, MINUTE_S)
+            f"Rate limit exceeded: {bucket.limit} tokens per minute ({name})", wait_s=min(wait_s, MINUTE_S)
         )
 
 

@@ -158,7 +158,11 @@ class Completion:
         return admission
 
     def _enter_base(self) -> int:
-        """Hold places of the base; return the number of sequences that may be under way at one time."""
+        """Hold places of the base, in the caller's limits and in the server.
+
+        Return the number of sequences that may be under way at one time.
+        """
+        self._service.access.enter_base(self._admission, self.model.name)
         streams, places, caller = self._admission.streams, self.model.places, self._caller
         if places is None:
             return streams
