@@ -146,6 +146,7 @@ class EngineStats:
     Totals since start: steps, preemptions, tokens, draft tokens and accepted ones of these, and dead ends (sequences
     that a grammar ended, because no token was left).
     adapters, grammars: their own numbers.
+    ranks_up: ranks of the base that take part in steps. collective_s: total seconds that the first one waited for sums.
     """
 
     waiting: int
@@ -165,3 +166,5 @@ class EngineStats:
     dead_ends: int
     adapters: StoreStats
     grammars: GrammarStats = NO_GRAMMARS
+    ranks_up: int = 1
+    collective_s: float = 0.0

@@ -230,6 +230,7 @@ def _served(
         max_model_len=plan.max_model_len,
         vocab_size=spec.vocab,
         embedding_size=spec.hidden,
+        tensor_parallel=config.model.tensor_parallel,
         max_step_tokens=config.engine.max_step_tokens,
         max_running=config.engine.max_running,
         aliases=(short_name(model_id),),

@@ -242,6 +242,17 @@ def test_draining_refuses_the_new_and_finishes_the_old(in_house: InHouse) -> Non
     in_house(scenario)
 
 
+def test_info_and_health_have_the_ranks_of_a_base(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        assert (await house.client.get("/info")).json()["tensor_parallel"] == 2
+        assert (await house.client.get("/health")).json() == {"status": "ok", "ranks": {"tiny": 2}}
+        numbers = (await house.client.get("/metrics")).text
+        assert "manylora_ranks_up 1.0" in numbers  # what the engine says
+        assert "manylora_collective_seconds 0.0" in numbers
+
+    in_house(scenario, served_as={"tensor_parallel": 2})
+
+
 def test_the_facts(in_house: InHouse) -> None:
     async def scenario(house: House) -> None:
         for path in ("/health", "/", "/ping", "/startup"):

@@ -27,6 +27,7 @@ class ServedModel:
     registry_dir      folder of the server's own registry; empty: there is none
     default_source    the source of a name without a source that is no local adapter's
     embedding_size    elements of an embedding; 0: it is not known
+    tensor_parallel   ranks that share the base
     created_s         moment for `/v1/models`, in seconds since 1970
     """
 
@@ -46,6 +47,7 @@ class ServedModel:
     registry_dir: str = ""
     default_source: SourceName = SourceName.LOCAL
     embedding_size: int = 0
+    tensor_parallel: int = 1
     created_s: int = 0
 
     @property

@@ -333,6 +333,20 @@ MANYLORA_METRICS = (
         stat="dead_ends",
     ),
     Metric(
+        name="manylora_ranks_up",
+        kind=MetricKind.GAUGE,
+        unit="ranks",
+        help="Ranks of the base that take part in steps",
+        stat="ranks_up",
+    ),
+    Metric(
+        name="manylora_collective_seconds",
+        kind=MetricKind.COUNTER,
+        unit="seconds",
+        help="Time that the first rank spent in sums over all ranks, its waits for the others included",
+        stat="collective_s",
+    ),
+    Metric(
         name="manylora_batches",
         kind=MetricKind.GAUGE,
         unit="batches",

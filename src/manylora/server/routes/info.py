@@ -148,6 +148,7 @@ class FactRoutes:
                 "sha": None,
                 "docker_label": None,
                 "request_logger_url": None,
+                "tensor_parallel": served.tensor_parallel,
             }
         )
 
@@ -227,7 +228,9 @@ class FactRoutes:
         if any(are_well):
             named = zip(bases, are_well, strict=True)
             each = {base.name: "ok" if is_well else "unhealthy" for base, is_well in named}
-            await context.reply({"status": "ok", **({"bases": each} if len(bases) > 1 else {})})
+            ranks = {base.name: base.served.tensor_parallel for base in bases if base.served.tensor_parallel > 1}
+            more = {"bases": each if len(bases) > 1 else None, "ranks": ranks or None}
+            await context.reply({"status": "ok", **{name: value for name, value in more.items() if value}})
         else:
             error = Unavailable("unhealthy")
             await context.reply(UNHEALTHY, status=error.row.native_status, headers=headers_of(error))

@@ -9,10 +9,12 @@ class HealthReply(TypedDict):
     """The reply of a server that is well.
 
     bases  each base by its name, where the server has several: one that is well is enough
+    ranks  the number of ranks of each base that several share
     """
 
     status: Literal["ok"]
     bases: NotRequired[dict[str, Literal["ok", "unhealthy"]]]
+    ranks: NotRequired[dict[str, int]]
 
 
 class UnhealthyReply(TypedDict):
@@ -45,3 +47,4 @@ class InfoReply(TypedDict):
     sha: str | None
     docker_label: str | None
     request_logger_url: None
+    tensor_parallel: int
