@@ -103,6 +103,7 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "cli": [
         {"costs", "examples", "options", "pull", "remote", "settings"},
+        {"plan_text"},
         {"bases", "bench", "control", "cost", "generate", "plan", "serve"},
     ],
 }

@@ -1,5 +1,6 @@
 """`manylora plan`: the plan of `serve`, its capacity, and refusals by name with exit code 1."""
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
@@ -14,6 +15,7 @@ from manylora.config.settings import load_config
 from manylora.errors import ConfigInvalid, ManyloraError, MemoryPlanImpossible
 from manylora.kernels.storage_form import BFLOAT16
 from manylora.models.fetch.catalog import describe
+from manylora.wiring.bases import server_bases
 from manylora.wiring.llm import LLM
 from manylora.wiring.memory_plan import base_sizes, plan_memory
 from manylora.wiring.planning import refuse_impossible_plan
@@ -103,26 +105,97 @@ def test_the_command_has_the_settings_that_were_given(tmp_path: Path) -> None:
     assert [each for each in assigned if each.startswith("engine.kv_bytes")] == ["engine.kv_bytes=4294967296"]
 
 
-def test_no_command_is_printed_for_several_devices() -> None:
+def test_the_command_has_the_ranks() -> None:
     words = ("--base", "llama-2-7b", "--device-memory", "24GiB", "--streams", "2", "--tensor-parallel")
-    assert printed_command(*words, "1")
-    assert not printed_command(*words, "2")
+    assert "--tensor-parallel" not in printed_command(*words, "1")
+    command = printed_command(*words, "2")
+    assert command[command.index("--tensor-parallel") + 1] == "2"
+    assert f"engine.memory_bytes={48 * GIB}" in command  # of both ranks
 
 
-def test_the_bases_without_a_plan_are_named_and_the_default_has_its_own_settings(tmp_path: Path) -> None:
-    file = tmp_path / "bases.toml"
-    file.write_text(
-        '[model]\nbase = "llama-2-7b"\nmore_bases = ["zephyr-7b-beta", "no/such"]\n'
-        'max_model_len_of = ["zephyr-7b-beta=512", "LLAMA-2-7B=1024"]\nquantize_of = ["no/such=int8"]\n'
-    )
-    words = ("--config", str(file), "--device-memory", "24GiB")
+def bases_file(folder: Path, *more: str, lines: str = "") -> str:
+    file = folder / "bases.toml"
+    file.write_text(f'[model]\nbase = "llama-2-7b"\nmore_bases = {json.dumps(more)}\n{lines}\n')
+    return str(file)
+
+
+def test_several_bases_have_the_plans_of_serve_and_a_sum(tmp_path: Path) -> None:
+    words = ("--base", "llama-2-7b", "--base", "zephyr-7b-beta", "--device-memory", "40GiB")
     found = fields(*words)
-    assert (found["base"], found["other_bases"]) == ("Llama-2-7b", ["zephyr-7b-beta", "no/such"])
-    assert found["plan"]["max_model_len"] == 1024
-    assert "further bases, with which serve divides the memory: zephyr-7b-beta, no/such" in plan(*words).stdout
-    command = printed_command(*words, "--streams", "2")
-    assert (command[3], command[command.index("--max-model-len") + 1]) == ("llama-2-7b", "1024")
-    assert {"model.max_model_len_of=", "model.quantize_of="} <= set(command)  # the server refuses those of other bases
+    flags: dict[str, Setting] = {"model.base": "llama-2-7b", "model.more_bases": ("zephyr-7b-beta",)}
+    served = server_bases(load_config(flags=flags), 40 * GIB)
+    assert [each["base"] for each in found["bases"]] == ["Llama-2-7b", "Zephyr-7b-beta"]
+    for each, base in zip(found["bases"], served, strict=True):
+        own = base.config.engine.memory_bytes
+        of_serve = plan_memory(base.config, base_sizes(base.config, base.spec, BFLOAT16), available_bytes=own)
+        assert each["plan"] == dataclasses.asdict(of_serve)
+    assert found["memory_bytes"] in range(40 * GIB - 2, 40 * GIB + 1)
+    assert (found["fits"], found["exit_code"]) == (True, 0)
+    weights = [each["plan"]["weight_bytes"] for each in found["bases"]]
+    assert found["part_bytes"]["weights"] == sum(weights)
+    assert found["taken_bytes"] == sum(found["part_bytes"].values()) <= found["memory_bytes"]
+    text = plan(*words).stdout
+    assert text.count("memory available") == 2
+    [total] = [line.split() for line in text.splitlines() if line.startswith("sum ")]
+    assert total[3] == f"{sum(weights) / (1 << 20):.1f}"
+
+
+def test_bases_that_no_memory_holds_together_are_refused_as_by_serve(tmp_path: Path) -> None:
+    words = ("--base", "llama-2-7b", "--base", "zephyr-7b-beta")
+    found = fields(*words, "--device-memory", "24GiB")
+    assert (found["fits"], found["exit_code"], found["bases"]) == (False, 1, [])
+    assert (
+        "the memory cannot hold 2 bases: the weights, step buffers and processes of llama-2-7b 13" in found["why_not"]
+    )
+    assert found["why_not"] in found["stderr"]
+    settings = ("--set", f"engine.memory_bytes={24 * GIB}", "--port", "0")
+    refused = CliRunner().invoke(app, ["serve", *words, *settings])
+    assert isinstance(refused.exception, MemoryPlanImpossible)
+    assert refused.exception.message == found["why_not"]
+    assert not list(tmp_path.iterdir())  # nothing was fetched
+
+
+def test_each_base_of_the_settings_has_its_own_settings(tmp_path: Path) -> None:
+    lines = 'max_model_len_of = ["zephyr-7b-beta=512", "LLAMA-2-7B=1024"]\nquantize_of = ["zephyr-7b-beta=int8"]'
+    words = ("--config", bases_file(tmp_path, "zephyr-7b-beta", lines=lines), "--device-memory", "40GiB")
+    found = fields(*words)["bases"]
+    assert [each["plan"]["max_model_len"] for each in found] == [1024, 512]
+    assert [each["weights"] for each in found] == ["bfloat16", "int8"]
+    assert [each["plan"]["max_model_len"] for each in fields(*words, "--context", "256")["bases"]] == [256, 256]
+    file = bases_file(tmp_path, "zephyr-7b-beta")
+    alone = fields("--config", file, "--device-memory", "40GiB", "--base", "llama-2-13b")
+    assert alone["base"] == "Llama-2-13b"  # `--base` takes the place of all
+
+
+def test_each_rank_has_an_equal_part_of_the_memory(tmp_path: Path) -> None:
+    lines = 'tensor_parallel_of = ["zephyr-7b-beta=2"]'
+    words = ("--config", bases_file(tmp_path, "zephyr-7b-beta", lines=lines))
+    found = fields(*words, "--set", f"engine.memory_bytes={40 * GIB}")
+    one, two = found["bases"]
+    assert (one["plan"]["ranks"], two["plan"]["ranks"]) == (1, 2)
+    memory = one["plan"]["available_bytes"] + 2 * two["plan"]["available_bytes"]
+    assert memory in range(40 * GIB - 4, 40 * GIB + 1)
+    with pytest.raises(ConfigInvalid, match=r"--device-memory needs one number of ranks for all bases"):
+        raise_of(*words, "--device-memory", "24GiB")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--base", "Llama-2-7B"), "the base Llama-2-7B is given twice"),
+        (("--base", "no/such"), "base model no/such is not in"),
+        (("--base", "zephyr-7b-beta", "--streams", "2"), "--streams plans a single base"),
+        (("--base", "zephyr-7b-beta", "--context", "5000"), "--context must be 2 to 4096, the window of Llama-2-7b"),
+        (
+            ("--base", "zephyr-7b-beta", "--tensor-parallel", "3"),
+            "llama-2-7b: tensor-parallel degree 3 does not divide",
+        ),
+        (("--base", "zephyr-7b-beta", "--set", "model.quantize_of=x=int8"), "model.quantize_of: x is no base of this"),
+    ],
+)
+def test_several_bases_that_make_no_plan_are_refused_by_name(words: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ManyloraError, match=said):
+        raise_of("--base", "llama-2-7b", *words)
 
 
 def test_a_kv_cache_that_is_set_counts_for_the_streams() -> None:
@@ -198,14 +271,25 @@ def raise_of(*words: str) -> None:
         (("--streams", "10000000000"), "--streams must be"),
         (("--quantize", "int3"), "model.quantize must be one of none, int8, int4. Given: int3"),
         (("--tensor-parallel", "3"), "degree 3 does not divide the 32 attention heads.*1, 2, 4, 8, 16, 32"),
-        (("--tensor-parallel", "0"), "degree 0 is not 1 to 1,024"),
-        (("--base", "lama-2-7b"), "no base model 'lama-2-7b': did you mean Llama-2-7b"),
-        (("--base", "no/such"), "base model no/such is not in .*run: manylora pull no/such"),
+        (("--tensor-parallel", "0"), "model.tensor_parallel must be at least 1"),
+        (("--tensor-parallel", "2000"), "model.tensor_parallel must be at most 1024"),
     ],
 )
 def test_bad_input_is_refused_by_name(words: tuple[str, ...], said: str) -> None:
     with pytest.raises(ManyloraError, match=said):
         raise_of("--base", "llama-2-7b", *words)
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("lama-2-7b", "no base model 'lama-2-7b': did you mean Llama-2-7b"),
+        ("no/such", "base model no/such is not in .*run: manylora pull no/such"),
+    ],
+)
+def test_an_unknown_base_is_refused_by_name(base: str, said: str) -> None:
+    with pytest.raises(ManyloraError, match=said):
+        raise_of("--base", base)
 
 
 @pytest.mark.parametrize("words", [("serve", "--port", "0"), ("generate", "hello")])

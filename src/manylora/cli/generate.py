@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.options import AdapterRootOption, BaseOption, QuantizeOption, plain
+from manylora.cli.options import AdapterRootOption, BaseOption, QuantizeOption, TensorParallelOption, plain
 from manylora.system.printable import printable_prose
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
     quantize: QuantizeOption = None,
+    tensor_parallel: TensorParallelOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
 ) -> None:
     """Generate one reply in this process and stream it to the terminal."""
@@ -30,7 +31,13 @@ def generate(
     settings = configuration(
         None,
         (),
-        {"model.base": base, "model.more_bases": (), "model.quantize": quantize, "adapters.roots": roots or None},
+        {
+            "model.base": base,
+            "model.more_bases": (),
+            "model.quantize": quantize,
+            "model.tensor_parallel": tensor_parallel,
+            "adapters.roots": roots or None,
+        },
     )
     refuse_impossible_plan(settings)  # before a base of many gigabytes is fetched
     settings = with_adapter_roots(with_bases_fetched(settings))

@@ -18,6 +18,12 @@ BasesOption = Annotated[
         "SmolLM2-135M-Instruct."
     ),
 ]
+TensorParallelOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Ranks that share each base: processes with a part of its heads and weights. Default: 1."
+    ),
+]
 QuantizeOption = Annotated[
     str | None,
     typer.Option(

@@ -1,33 +1,32 @@
-"""`manylora plan`: the memory plan with which `serve` would start, and its capacity."""
+"""`manylora plan`: the memory plans with which `serve` would start, and their capacity."""
 
 import dataclasses
 import json as json_text
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.options import BaseOption, JsonTextOption, QuantizeOption
-from manylora.cli.remote.output import fail, print_table, say
+from manylora.cli.options import BasesOption, JsonTextOption, QuantizeOption, TensorParallelOption
+from manylora.cli.plan_text import BasePlan, capacity_fields, print_capacity, print_sum, remedies, sum_fields
+from manylora.cli.remote.output import fail, say
 
 if TYPE_CHECKING:
     from manylora.config.settings import Config
-    from manylora.kernels.storage_form import StorageForm
-    from manylora.models.fetch.catalog import BaseFacts
-    from manylora.wiring.capacity import DegreeRoom, MemoryCapacity
+    from manylora.wiring.capacity import MemoryCapacity
 
 MOST_STREAMS = 1_000_000
 
 
 def plan(
-    base: BaseOption = None,
+    base: BasesOption = None,
     device_memory: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Memory of a device for the server's processes, such as 24GiB. Default: what this machine has left.",
+            help="Memory of a device, one for each rank, such as 24GiB. Default: what this machine has left for all.",
         ),
     ] = None,
     quantize: QuantizeOption = None,
@@ -37,9 +36,7 @@ def plan(
     streams: Annotated[
         int | None, typer.Option(help="Sequences of that length that must fit side by side. Default: one.")
     ] = None,
-    tensor_parallel: Annotated[
-        int, typer.Option(help="Devices that share the base. The server itself computes on one.")
-    ] = 1,
+    tensor_parallel: TensorParallelOption = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -49,54 +46,84 @@ def plan(
 ) -> None:
     """Print what fits into the memory: streams, adapters, and the devices that a base needs. Nothing is loaded.
 
-    The arithmetic is that of `serve` for the default base alone. The shape is that of the base's config.json, or of the
-    catalog for a base that is not in the cache. A base that does not fit ends the command with exit code 1.
+    The arithmetic is that of `serve`, which divides the memory between several bases. The shape is that of a base's
+    config.json, or of the catalog for a base that is not in the cache. Bases that do not fit end the command with exit
+    code 1.
     """
     from manylora.cli.settings import configuration
-    from manylora.config.folders import cache_dir
-    from manylora.models.fetch.catalog import describe
+    from manylora.errors import ConfigInvalid, MemoryPlanImpossible
     from manylora.system.byte_sizes import parse_bytes
-    from manylora.wiring.bases import default_base_settings
-    from manylora.wiring.capacity import measure_capacity
-    from manylora.wiring.planning import available_bytes, planned_form
 
-    memory = None if device_memory is None else parse_bytes("--device-memory", device_memory)
     _check_range("--streams", streams, 1, MOST_STREAMS)
     given = configuration(
         config,
         set_ or (),
         {
-            "model.base": base,
-            "model.more_bases": () if base else None,
+            "model.base": base[0] if base else None,
+            "model.more_bases": tuple(base[1:]) if base else None,
             "model.quantize": quantize,
-            "engine.memory_bytes": memory,
+            "model.tensor_parallel": tensor_parallel,
         },
     )
-    settings = default_base_settings(given)
-    facts = describe(settings.model.base, cache_dir(settings))
-    _check_range("--context", context, 2, facts.spec.max_positions, f", the window of {facts.name}")
-    if context is not None:
-        settings = dataclasses.replace(settings, engine=dataclasses.replace(settings.engine, max_model_len=context))
-    form, others = planned_form(settings), given.model.more_bases
-    found = measure_capacity(
-        settings,
-        facts.spec,
-        form,
-        available_bytes=available_bytes(settings),
-        degree=tensor_parallel,
-        streams=streams,
-    )
+    if given.model.more_bases and streams is not None:
+        raise ConfigInvalid("--streams plans a single base: give one --base")
+    memory = None if device_memory is None else parse_bytes("--device-memory", device_memory)
+    try:
+        plans = _plans(given, memory, context, streams)
+    except MemoryPlanImpossible as error:  # of several bases
+        if json:
+            typer.echo(json_text.dumps({"fits": False, "why_not": error.message, "bases": []}, indent=2))
+        fail(error.message)
     if json:
-        typer.echo(json_text.dumps(capacity_fields(facts, form, found, tensor_parallel, others), indent=2))
+        fields = [capacity_fields(each) for each in plans]
+        typer.echo(json_text.dumps(fields[0] if len(fields) == 1 else sum_fields(plans, fields), indent=2))
     else:
-        for line in summary(facts, form, tensor_parallel, others):
-            say(line)
-        _print_capacity(found)
-    if found.objection is not None:
-        fail(f"{facts.name}: {found.objection}{remedies(found)}")
-    if streams is not None and tensor_parallel == 1 and not json:  # the server computes on one device
+        for each in plans:
+            print_capacity(each)
+        if len(plans) > 1:
+            print_sum(plans)
+    for each in plans:
+        if (why := each.capacity.objection) is not None:
+            fail(f"{each.facts.name}: {why}{remedies(each.capacity)}")
+    if streams is not None and not json:
         typer.echo()
-        say(serve_command(given, found, config, set_ or ()))
+        say(serve_command(given, plans[0].capacity, config, set_ or ()))
+
+
+def _plans(given: "Config", memory: int | None, context: int | None, streams: int | None) -> list[BasePlan]:
+    """Return the plan of each base of the settings.
+
+    Args:   memory  bytes of a device for its ranks; None: what the settings or this machine give the server
+    Raises: `MemoryPlanImpossible` if the memory cannot hold several bases; `ConfigInvalid`, `ModelNotFound`
+    """
+    from manylora.config.folders import cache_dir
+    from manylora.errors import ConfigInvalid
+    from manylora.models.fetch.catalog import describe
+    from manylora.wiring.bases import named_bases, server_bases
+    from manylora.wiring.capacity import measure_capacity
+    from manylora.wiring.planning import available_bytes, planned_form
+
+    facts = [describe(base, cache_dir(given)) for base in (given.model.base, *given.model.more_bases)]
+    for each in facts:
+        _check_range("--context", context, 2, each.spec.max_positions, f", the window of {each.name}")
+    if context is not None:
+        model = dataclasses.replace(given.model, max_model_len_of=())
+        given = dataclasses.replace(given, model=model, engine=dataclasses.replace(given.engine, max_model_len=context))
+    if memory is None:
+        memory = available_bytes(given)
+    else:
+        ranks = sorted({base.config.model.tensor_parallel for base in named_bases(given)})
+        if len(ranks) > 1:
+            raise ConfigInvalid(f"--device-memory needs one number of ranks for all bases; they have {ranks}")
+        memory *= ranks[0]
+    given = dataclasses.replace(given, engine=dataclasses.replace(given.engine, memory_bytes=memory))
+    plans = []
+    for base, each in zip(server_bases(given, memory), facts, strict=True):
+        form, part = planned_form(base.config), base.config.engine.memory_bytes
+        room = part // base.config.model.tensor_parallel
+        found = measure_capacity(base.config, each.spec, form, available_bytes=room, streams=streams)
+        plans.append(BasePlan(facts=each, form=form, capacity=found, memory_bytes=part))
+    return plans
 
 
 def _check_range(name: str, value: int | None, least: int, most: int, why: str = "") -> None:
@@ -107,69 +134,17 @@ def _check_range(name: str, value: int | None, least: int, most: int, why: str =
         raise ConfigInvalid(f"{name} must be {least} to {most}{why}. Given: {value}")
 
 
-def summary(facts: "BaseFacts", form: "StorageForm", degree: int, others: Sequence[str]) -> Iterator[str]:
-    """Yield the lines above the plan: the base, the place of its shape, its weights, and the bases without a plan."""
-    place = "the catalog" if facts.directory is None else str(facts.directory / "config.json")
-    yield f"{facts.name}, shape from {place}"
-    if facts.unverified:
-        yield f"its config.json, once it is in the cache, counts for {', '.join(facts.unverified)}"
-    yield f"{facts.spec.parameters:,} weights, held as {form.weights}"
-    if others:
-        yield f"alone; the settings name further bases, with which serve divides the memory: {', '.join(others)}"
-    if degree > 1:
-        yield f"one of {degree} devices that share it:"
-    yield ""
-
-
-def _print_capacity(found: "MemoryCapacity") -> None:
-    from manylora.system.byte_sizes import byte_text
-
-    typer.echo("\n".join(found.plan.lines()))
-    left = found.plan.available_bytes - sum(found.plan.parts.values())
-    typer.echo(f"  {'left' if left >= 0 else 'missing':<15}{abs(left) / (1 << 20):8.1f} MiB\n")
-    numbers = ("context", "streams", "with all memory left as KV cache")
-    rows = [(str(room.context), str(room.planned), str(room.most)) for room in found.streams]
-    print_table(numbers, rows, numbers=numbers)
-    typer.echo()
-    if found.plan.bank_bytes:
-        adapters = ("LoRA rank", "targets", "bytes", "in the bank")
-        print_table(
-            adapters,
-            [(str(each.rank), each.targets, byte_text(each.num_bytes), str(each.number)) for each in found.adapters],
-            numbers=("LoRA rank", "bytes", "in the bank"),
-        )
-        typer.echo()
-    columns = ("devices", "weights of each", "KV a token of each", "fits")
-    print_table(columns, map(_degree_cells, found.degrees), numbers=columns[:3])
-
-
-def _degree_cells(room: "DegreeRoom") -> tuple[str, ...]:
-    from manylora.system.byte_sizes import byte_text
-
-    fits = "yes" if room.objection is None else "no"
-    return str(room.degree), byte_text(room.weight_bytes), byte_text(room.kv_token_bytes), fits
-
-
-def remedies(found: "MemoryCapacity") -> str:
-    """Return the changes with which the base would fit, each for itself."""
-    parts = [f"it fits with --quantize {form}" for form in found.forms]
-    if (needed := found.degree_needed) is None:
-        parts.append("it fits on no number of such devices that divides it")
-    else:
-        parts.append(f"it needs {needed} such devices (tensor-parallel degree {needed})")
-    return "".join(f"; {part}" for part in parts)
-
-
 def serve_command(given: "Config", found: "MemoryCapacity", file: Path | None, assignments: Sequence[str]) -> str:
     """Return the command that starts a server with the plan, for a shell.
 
-    Args:  given  the settings of `file`, `assignments` and the environment; the server has their default base alone
+    Args:  given  the settings of `file`, `assignments` and the environment, which have a single base
     """
     from manylora.wiring.bases import OF_BASES
 
     engine, model = found.config.engine, found.config.model
     words = ["manylora", "serve", "--base", model.base, "--quantize", model.quantize]
     words += ["--max-model-len", str(found.plan.max_model_len)]
+    words += ["--tensor-parallel", str(found.plan.ranks)] if found.plan.ranks > 1 else []
     planned = {
         f"engine.{name}": getattr(engine, name)
         for name in ("kv_bytes", "max_running", "memory_bytes")
@@ -183,27 +158,3 @@ def serve_command(given: "Config", found: "MemoryCapacity", file: Path | None, a
     for assignment in (*kept, *(f"{name}={value}" for name, value in planned.items())):
         words += ["--set", assignment]
     return shlex.join(words)
-
-
-def capacity_fields(
-    facts: "BaseFacts", form: "StorageForm", found: "MemoryCapacity", degree: int, others: Sequence[str]
-) -> dict[str, object]:
-    """Return the plan and its capacity as JSON values; sizes are bytes, of one device. `others` have no plan."""
-    return {
-        "base": facts.name,
-        "other_bases": list(others),
-        "shape_from": "catalog" if facts.directory is None else str(facts.directory / "config.json"),
-        "unverified": list(facts.unverified),
-        "parameters": facts.spec.parameters,
-        "weights": form.weights,
-        "kv_bytes_per_token": found.kv_token_bytes,
-        "tensor_parallel": degree,
-        "fits": found.objection is None,
-        "why_not": found.objection,
-        "plan": dataclasses.asdict(found.plan),
-        "streams": [dataclasses.asdict(room) for room in found.streams],
-        "adapters": [dataclasses.asdict(room) for room in found.adapters],
-        "quantize_that_fits": list(found.forms),
-        "degree_needed": found.degree_needed,
-        "degrees": [dataclasses.asdict(room) for room in found.degrees],
-    }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.options import AdapterRootOption, BasesOption, QuantizeOption, plain
+from manylora.cli.options import AdapterRootOption, BasesOption, QuantizeOption, TensorParallelOption, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +34,7 @@ def serve(
         int | None, typer.Option(help="Longest sequence, prompt and reply together. Default: the window of the base.")
     ] = None,
     quantize: QuantizeOption = None,
+    tensor_parallel: TensorParallelOption = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -64,6 +65,7 @@ def serve(
             "model.base": base[0] if base else None,
             "model.more_bases": tuple(base[1:]) if base else None,
             "model.quantize": quantize,
+            "model.tensor_parallel": tensor_parallel,
             "adapters.roots": roots or None,
             "adapters.stores": tuple(adapter_store or ()) or None,
             "server.host": host,

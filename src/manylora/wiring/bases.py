@@ -13,14 +13,15 @@ from manylora.adapter_ref import SourceName, parse_adapter_name
 from manylora.adapters.sources.upload_folders import folder_sources
 from manylora.config.folders import cache_dir
 from manylora.config.groups.adapters import MIB
-from manylora.config.settings import Config
+from manylora.config.settings import Config, signup_limits
 from manylora.errors import ConfigInvalid, MemoryPlanImpossible, StartupError
 from manylora.models.fetch.catalog import describe, request_names, served_name, short_name
 from manylora.models.spec import ModelSpec
+from manylora.models.tensor_parallel import shard
 from manylora.server.names.declared_bases import DeclaredBases
-from manylora.wiring.memory_plan import PROCESS_BYTES, BaseSizes, base_sizes, plan_memory
+from manylora.wiring.memory_plan import BaseSizes, base_sizes, plan_memory, rank_process_bytes
 from manylora.wiring.planning import available_bytes as available
-from manylora.wiring.planning import planned_form, refuse_impossible_plan, refuse_impossible_ranks
+from manylora.wiring.planning import planned_form, refuse_impossible_plan, refuse_impossible_ranks, refuse_ranks
 
 OF_BASES = ("quantize_of", "max_model_len_of", "tensor_parallel_of")
 """Settings of the model that give single bases a value of their own, as `base=value`."""
@@ -50,25 +51,12 @@ def server_bases(config: Config, available_bytes: int | None = None) -> tuple[Se
     """Return the bases of the settings, the default first. A single base gets no share of memory: its engine plans.
 
     Args:    available_bytes  bytes for all of the server's processes; None: `engine.memory_bytes`, else as found
-    Raises:  `ModelNotFound`, `ModelUnsupported`; `ConfigInvalid` for one base twice, for two of one name, and for a
-             setting of a base that is not served; `MemoryPlanImpossible` if the memory cannot hold all of them
+    Raises:  as `named_bases`; `MemoryPlanImpossible` if the memory cannot hold all of them
     """
-    given = (config.model.base, *config.model.more_bases)
-    bases = tuple(_named(config, base) for base in given)
-    _refuse_equal_names(bases)
-    by_name = {name.lower(): number for number, base in enumerate(bases) for name in (given[number], *base.names)}
-    values = {name: _values(by_name, f"model.{name}", getattr(config.model, name)) for name in OF_BASES}
-    shares = _values(by_name, "model.memory_share_of", config.model.memory_share_of)
-    own = [
-        dataclasses.replace(
-            base, config=_own(base.config, {name: found.get(number) for name, found in values.items()}, len(bases))
-        )
-        for number, base in enumerate(bases)
-    ]
-    for base in own:
-        refuse_impossible_ranks(base.config, base.spec)
+    own = named_bases(config)
     if len(own) == 1:
-        return tuple(own)
+        return own
+    shares = _values(_numbers(config, own), "model.memory_share_of", config.model.memory_share_of)
     total = available(config) if available_bytes is None else available_bytes
     parts = divided(own, [int(shares.get(number, 1)) for number in range(len(own))], total)
     return tuple(
@@ -77,22 +65,27 @@ def server_bases(config: Config, available_bytes: int | None = None) -> tuple[Se
     )
 
 
-def default_base_settings(config: Config) -> Config:
-    """Return the settings of the default base as `server_bases` does, without its part of the memory.
+def named_bases(config: Config) -> tuple[ServerBase, ...]:
+    """Return the bases of the settings with the settings of each, before any division of memory.
 
-    Nothing is read of the other bases, which may not be here. Raises as `describe`, and `ConfigInvalid` for two values
-    of a setting.
+    Raises:  `ModelNotFound`, `ModelUnsupported`; `ConfigInvalid` for one base twice, for two of one name, for a setting
+             of a base that is not served, and for a number of ranks that does not divide its base
     """
-    base = _named(config, config.model.base)
-    names = dict.fromkeys((name.lower() for name in (config.model.base, *base.names)), 0)
-
-    def own(setting: str, pairs: Sequence[str]) -> str | None:
-        is_alone = not config.model.more_bases  # then every pair is of this base
-        pairs = [pair for pair in pairs if is_alone or pair.rpartition("=")[0].lower() in names]
-        return _values(names, setting, pairs).get(0)
-
-    values = {name: own(f"model.{name}", getattr(config.model, name)) for name in OF_BASES}
-    return _own(base.config, values, 1 + len(config.model.more_bases))
+    bases = tuple(_named(config, base) for base in (config.model.base, *config.model.more_bases))
+    _refuse_equal_names(bases)
+    numbers = _numbers(config, bases)
+    values = {name: _values(numbers, f"model.{name}", getattr(config.model, name)) for name in OF_BASES}
+    _values(numbers, "model.memory_share_of", config.model.memory_share_of)
+    _refuse_limits_of_others(config, bases)
+    own = [
+        dataclasses.replace(
+            base, config=_own(base.config, {name: found.get(number) for name, found in values.items()}, len(bases))
+        )
+        for number, base in enumerate(bases)
+    ]
+    for base in own:
+        refuse_impossible_ranks(base.config, base.spec)
+    return tuple(own)
 
 
 def refuse_impossible_bases(config: Config) -> None:
@@ -107,17 +100,23 @@ def refuse_impossible_bases(config: Config) -> None:
         raise
     except StartupError:
         return
+    for base in bases:
+        refuse_ranks(base.config)
     if len(bases) == 1:
         refuse_impossible_plan(bases[0].config)
 
 
 def divided(bases: Sequence[ServerBase], shares: Sequence[int], available_bytes: int) -> list[int]:
-    """Return the bytes of each base: its weights, step buffers and processes, and its share of the rest.
+    """Return the bytes of each base, all its ranks: weights, step buffers and processes, and its share of the rest.
 
     Raises `MemoryPlanImpossible` with the arithmetic if a base does not fit into its part.
     """
     sizes = [_sizes(base) for base in bases]
-    fixed = [size.weight_bytes + size.step_bytes + PROCESS_BYTES for size in sizes]
+    ranks = [base.config.model.tensor_parallel for base in bases]
+    fixed = [
+        number * (size.weight_bytes + size.step_bytes + rank_process_bytes(number))
+        for number, size in zip(ranks, sizes, strict=True)
+    ]
     rest = available_bytes - sum(fixed)
     parts = [own + max(0, rest) * share // sum(shares) for own, share in zip(fixed, shares, strict=True)]
     if rest < 0:
@@ -127,9 +126,9 @@ def divided(bases: Sequence[ServerBase], shares: Sequence[int], available_bytes:
             f"{_mib(sum(fixed))}, available {_mib(available_bytes)}; serve fewer bases, quantise them "
             "(model.quantize_of), or give the server more memory"
         )
-    for base, size, part in zip(bases, sizes, parts, strict=True):
+    for base, size, part, number in zip(bases, sizes, parts, ranks, strict=True):
         try:
-            plan_memory(base.config, size, available_bytes=part)
+            plan_memory(base.config, size, available_bytes=part // number)
         except MemoryPlanImpossible as error:
             raise MemoryPlanImpossible(
                 f"the base {base.name} does not fit into its part of the memory (model.memory_share_of, "
@@ -145,8 +144,22 @@ def division_lines(bases: Sequence[ServerBase]) -> list[str]:
     total = sum(base.config.engine.memory_bytes for base in bases)
     return [
         f"memory of {len(bases)} bases {_mib(total)}",
-        *(f"  {base.name}   {_mib(base.config.engine.memory_bytes)}" for base in bases),
+        *(f"  {base.name}   {_mib(base.config.engine.memory_bytes)}{_ranks_text(base)}" for base in bases),
     ]
+
+
+def _numbers(config: Config, bases: Sequence[ServerBase]) -> dict[str, int]:
+    """Return the number of each base by its names in settings, in lower case."""
+    given = (config.model.base, *config.model.more_bases)
+    return {name.lower(): number for number, base in enumerate(bases) for name in (given[number], *base.names)}
+
+
+def _refuse_limits_of_others(config: Config, bases: Sequence[ServerBase]) -> None:
+    served = {base.name for base in bases}
+    for own in signup_limits(config).bases:
+        if own.base not in served:
+            names = ", ".join(sorted(served))
+            raise ConfigInvalid(f"control.signup_limits: {own.base} is no base of this server; it serves {names}")
 
 
 def _named(config: Config, given: str) -> ServerBase:
@@ -251,7 +264,13 @@ def _prefixed(bases: Sequence[ServerBase], given: str) -> tuple[int | None, str]
 
 
 def _sizes(base: ServerBase) -> BaseSizes:
-    return base_sizes(base.config, base.spec, planned_form(base.config))
+    """Return the sizes of a base, or of the shard of each of its ranks."""
+    return base_sizes(base.config, shard(base.spec, base.config.model.tensor_parallel), planned_form(base.config))
+
+
+def _ranks_text(base: ServerBase) -> str:
+    ranks = base.config.model.tensor_parallel
+    return "" if ranks == 1 else f"   {ranks} ranks"
 
 
 def _mib(num_bytes: int) -> str:

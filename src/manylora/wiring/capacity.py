@@ -46,10 +46,7 @@ class AdapterRoom:
 
 @dataclass(frozen=True, slots=True)
 class DegreeRoom:
-    """The share of one device at a tensor-parallel degree. `objection`: the reason why it does not fit; None: it does.
-
-    Each device is charged with the processes of the first one.
-    """
+    """The share of one device at a tensor-parallel degree. `objection`: why it does not fit; None: it does."""
 
     degree: int
     weight_bytes: int
@@ -89,15 +86,14 @@ def measure_capacity(
     form: StorageForm,
     *,
     available_bytes: int,
-    degree: int = 1,
     streams: int | None = None,
 ) -> MemoryCapacity:
-    """Return the capacity of `degree` devices with `available_bytes` each.
+    """Return the capacity of `model.tensor_parallel` devices with `available_bytes` each.
 
     Args:    streams  sequences of a whole window that must fit side by side; None: one, as for a start
     Raises:  `ConfigInvalid` for a degree that does not divide the base
     """
-    part = shard(spec, degree)
+    part = shard(spec, config.model.tensor_parallel)
     own, plan, objection = _plan(config, part, form, available_bytes, streams)
     quantised = QUANTISED if form in QUANTISED.values() else {}
     return MemoryCapacity(
@@ -140,8 +136,8 @@ def _plan(
 def _degree_room(
     config: Config, spec: ModelSpec, degree: int, form: StorageForm, available_bytes: int, streams: int | None
 ) -> DegreeRoom:
-    part = shard(spec, degree)
-    _, plan, objection = _plan(config, part, form, available_bytes, streams)
+    part, model = shard(spec, degree), dataclasses.replace(config.model, tensor_parallel=degree)
+    _, plan, objection = _plan(dataclasses.replace(config, model=model), part, form, available_bytes, streams)
     return DegreeRoom(degree, plan.weight_bytes, kv_token_bytes(part, form), objection)
 
 

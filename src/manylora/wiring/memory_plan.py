@@ -25,6 +25,13 @@ FILE_BYTES = 80 * MIB
 """Bytes of program files' pages that are always in use: dropped, they would be read again at once."""
 PROCESS_BYTES = EDGE_BYTES + ENGINE_BYTES + INGEST_PROCESS_BYTES + FILE_BYTES
 """Bytes of the processes together; `docs/decisions/memory.md` has the measurements and the command for them."""
+
+
+def rank_process_bytes(ranks: int) -> int:
+    """Return each rank's equal part of the bytes of all processes; every further rank is one more engine process."""
+    return (PROCESS_BYTES + (ranks - 1) * ENGINE_BYTES) // ranks
+
+
 BYTES_OF_A_WAITING_TOKEN = 84
 """Bytes of a waiting prompt's token in edge and engine. Measured: 500 requests of 7,000 tokens took 280 MiB."""
 
@@ -74,6 +81,7 @@ class MemoryPlan:
     """Bytes of each part; `kv_blocks` blocks of `block_size` positions make up `kv_bytes`.
 
     base                 name of the base
+    ranks                ranks that share it; all other numbers are of one of them
     sliding_window       positions that a row of the model sees; None: all before it, in every sequence that fits
     blocks_per_sequence  blocks that one sequence of `max_model_len` positions holds at most at once
 
@@ -81,6 +89,7 @@ class MemoryPlan:
     """
 
     base: str
+    ranks: int = 1
     available_bytes: int
     weight_bytes: int
     kv_bytes: int
@@ -118,8 +127,9 @@ class MemoryPlan:
         """Return the plan as the lines that the start prints."""
         positions = self.kv_blocks * self.block_size
         sliding = "" if self.sliding_window is None else f", sliding window {self.sliding_window}"
+        ranks = "" if self.ranks == 1 else f" for each of {self.ranks} ranks"
         return [
-            f"memory available {_mib(self.available_bytes)}",
+            f"memory available {_mib(self.available_bytes)}{ranks}",
             f"  base weights   {_mib(self.weight_bytes)}",
             f"  KV cache       {_mib(self.kv_bytes)}   {positions} positions, window {self.max_model_len}{sliding}",
             f"  adapter bank   {_mib(self.bank_bytes)}",
@@ -135,6 +145,7 @@ class MemoryPlan:
         total = sum(parts.values())
         sum_text = " + ".join(f"{name} {_mib(num_bytes)}" for name, num_bytes in parts.items())
         sum_text += f" = {_mib(total)}, available {_mib(self.available_bytes)}"
+        sum_text += "" if self.ranks == 1 else f" for each of {self.ranks} ranks"
         if total > self.available_bytes:
             return f"the memory plan does not fit: {sum_text}; {_ADVICE}{self._largest()}"
         if self.kv_blocks < self.blocks_per_sequence:
@@ -156,25 +167,22 @@ class MemoryPlan:
         return f"; the largest engine.max_model_len that fits is {self.most_kv_blocks * self.block_size}"
 
 
-def plan_memory(
-    config: Config, sizes: BaseSizes, *, available_bytes: int, process_bytes: int = PROCESS_BYTES
-) -> MemoryPlan:
+def plan_memory(config: Config, sizes: BaseSizes, *, available_bytes: int) -> MemoryPlan:
     """Divide the memory as `divide_memory`. Raises `MemoryPlanImpossible` with the base's name and the arithmetic."""
-    plan = divide_memory(config, sizes, available_bytes=available_bytes, process_bytes=process_bytes)
+    plan = divide_memory(config, sizes, available_bytes=available_bytes)
     if (why := plan.objection()) is not None:
         raise MemoryPlanImpossible(f"{sizes.name}: {why}. `manylora plan` shows what fits")
     return plan
 
 
-def divide_memory(
-    config: Config, sizes: BaseSizes, *, available_bytes: int, process_bytes: int = PROCESS_BYTES
-) -> MemoryPlan:
+def divide_memory(config: Config, sizes: BaseSizes, *, available_bytes: int) -> MemoryPlan:
     """Divide the memory; settings that are 0 are derived.
 
     Args:
+        sizes            of the base, or of one rank's shard if `model.tensor_parallel` is above 1
         available_bytes  bytes that the server's processes may take in all (`engine.memory_bytes`, else the rest in
-                         the control groups or the machine, plus the bytes that the processes have taken already)
-        process_bytes    bytes of the processes beside the other parts
+                         the control groups or the machine, plus the bytes that the processes have taken already); an
+                         equal part of them for each rank
     The derived values, where the rest is the memory that weights and processes leave:
         window      the model's own
         adapters    a quarter of the rest, 1 GiB at most
@@ -185,6 +193,8 @@ def divide_memory(
     Returns a plan that may not fit: `MemoryPlan.objection` says so.
     """
     engine = config.engine
+    ranks = config.model.tensor_parallel
+    process_bytes = rank_process_bytes(ranks)
     window = min(engine.max_model_len or sizes.max_positions, sizes.max_positions)
     left = available_bytes - sizes.weight_bytes - sizes.step_bytes - process_bytes
     bank, ingest, prompts = _shares(config, left, window)
@@ -200,6 +210,7 @@ def divide_memory(
         blocks = min(wanted, max(0, left - bank - ingest - prompts) // sizes.kv_block_bytes)
     return MemoryPlan(
         base=sizes.name,
+        ranks=ranks,
         available_bytes=available_bytes,
         weight_bytes=sizes.weight_bytes,
         kv_bytes=blocks * sizes.kv_block_bytes,

@@ -37,8 +37,13 @@ def refuse_impossible_ranks(config: Config, spec: ModelSpec) -> None:
         raise ConfigInvalid(f"{model.base}: {error.message} (model.tensor_parallel)") from error
     if model.tensor_parallel > 1 and model.collectives == "nccl" and not has_cuda_device():
         raise ConfigInvalid("model.collectives nccl joins CUDA devices, and this machine has none: take gloo")
-    if model.tensor_parallel > 1:  # until the ranks' processes are there
-        raise ConfigInvalid(f"model.tensor_parallel {model.tensor_parallel}: this version computes a base on one rank")
+
+
+def refuse_ranks(config: Config) -> None:
+    """Raise `ConfigInvalid` for more than one rank, until the ranks' processes are there."""
+    if config.model.tensor_parallel > 1:
+        degree = config.model.tensor_parallel
+        raise ConfigInvalid(f"model.tensor_parallel {degree}: this version computes a base on one rank")
 
 
 def refuse_impossible_plan(config: Config) -> None:
@@ -52,17 +57,20 @@ def refuse_impossible_plan(config: Config) -> None:
     except StartupError:
         return
     refuse_impossible_ranks(config, facts.spec)
+    refuse_ranks(config)
     plan_here(config, facts.spec, planned_form(config), available_bytes(config))
 
 
 def plan_here(config: Config, spec: ModelSpec, form: StorageForm, num_bytes: int) -> MemoryPlan:
-    """Return the plan of a base in so many bytes of this machine.
+    """Return the plan of a base in so many bytes of this machine: of one rank, if several share it.
 
+    Args:   spec  of the whole base
     Raises: `MemoryPlanImpossible`, also for a plan that takes more than the machine has, whatever
-            `engine.memory_bytes` says.
+            `engine.memory_bytes` says; `ConfigInvalid` for a number of ranks that does not divide the base
     """
-    plan = plan_memory(config, base_sizes(config, spec, form), available_bytes=num_bytes)
-    taken, most = sum(plan.parts.values()), machine_bytes()
+    ranks = config.model.tensor_parallel
+    plan = plan_memory(config, base_sizes(config, shard(spec, ranks), form), available_bytes=num_bytes // ranks)
+    taken, most = ranks * sum(plan.parts.values()), machine_bytes()
     if taken > most:
         raise MemoryPlanImpossible(
             f"{plan.base}: the memory plan takes {byte_text(taken)}, and this machine has {byte_text(most)}: lower "
