@@ -182,7 +182,7 @@ class FakeEngine:
         loading = sum("LOAD" in live.prompt for live in self.live.values())
         zeros: dict[str, Any] = dict.fromkeys(EngineStats.__dataclass_fields__, 0) | {"grammars": NO_GRAMMARS}
         running = len(self.live) - waiting - loading
-        own = {"waiting": waiting, "loading": loading, "running": running, "steps": self._steps}
+        own = {"waiting": waiting, "loading": loading, "running": running, "steps": self._steps, "ranks_up": 1}
         return EngineStats(**{**zeros, **own, "completion_tokens": self._completion_tokens, "adapters": self.store})
 
     def manage(self, action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
