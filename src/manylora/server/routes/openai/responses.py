@@ -26,14 +26,8 @@ from manylora.server.routes.openai.orders import read_chat
 from manylora.server.routes.openai.pages import page_parameters
 from manylora.server.routes.openai.response_output import Event, ResponseOutput
 from manylora.server.schemas.body import Bounds, read_body
-from manylora.server.schemas.openai.responses import (
-    InputItemPage,
-    ResponseBody,
-    ResponseEvent,
-    ResponseReply,
-    chat_choice,
-    chat_tool,
-)
+from manylora.server.schemas.openai.response_replies import InputItemPage, ResponseEvent, ResponseReply
+from manylora.server.schemas.openai.responses import ResponseBody, chat_choice, chat_tool
 from manylora.server.schemas.openai.stored import DeletedReply
 from manylora.server.storage.responses import KeptResponse, TenantResponses
 
