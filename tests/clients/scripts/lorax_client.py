@@ -345,6 +345,10 @@ async def the_async_client_does_the_same() -> None:
     unknown = await asyncio.gather(own.generate(PROMPT, adapter_id="no-such-adapter"), return_exceptions=True)
     assert isinstance(unknown[0], GenerationError)
     assert "was not found" in str(unknown[0])
+    assert (await own.embed(PARIS)).embeddings == client.embed(PARIS).embeddings
+    [refused] = await asyncio.gather(own.classify("x"), return_exceptions=True)
+    assert isinstance(refused, ValidationError)
+    assert "classification head" in str(refused)
 
 
 if __name__ == "__main__":
