@@ -9,6 +9,7 @@ import pytest
 
 from manylora.clock import ManualClock
 from tests.server.batches.batch_house import BatchHouse, batch_house, line
+from tests.server.fake_engine import MAX_MODEL_LEN
 
 
 async def respond(house: BatchHouse, asked: object = "SAY:hello", **more: Any) -> dict[str, Any]:
@@ -224,7 +225,8 @@ def test_a_failure_within_a_stream_is_an_event(tmp_path: Path) -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
-        ({"truncation": "auto"}, "truncation"),
+        ({"truncation": "last"}, "truncation"),
+        ({"truncation": True}, "truncation"),
         ({"text": {"verbosity": "low"}}, "verbosity"),
         ({"text": {"format": 7}}, "text.format"),
         ({"metadata": {"a": 7}}, "metadata.a"),
@@ -255,6 +257,42 @@ def test_a_schema_is_the_form_of_the_text(tmp_path: Path) -> None:
             reply = await house.client.post("/v1/responses", json=body)
             assert reply.status_code == 400
             assert "text.format" in reply.json()["error"]["message"]
+
+    asyncio.run(scenario())
+
+
+def test_truncation_drops_the_oldest_turns_and_never_the_instructions(tmp_path: Path) -> None:
+    turns = [
+        {"role": role, "content": f"{name}{number:03d} " + "x" * 30}
+        for number in range(200)
+        for role, name in (("user", "U"), ("assistant", "A"))
+    ]
+    call = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "call_1", "output": "done"}
+    items = [*turns, {"role": "user", "content": "SAY:last"}, call, output]
+    asked: dict[str, Any] = {"instructions": "obey", "truncation": "auto"}
+
+    async def scenario() -> None:
+        async with batch_house(tmp_path) as house:
+            refused = await house.client.post("/v1/responses", json={"input": items, "instructions": "obey"})
+            assert refused.json()["error"]["code"] == "context_length_exceeded"
+            response = await respond(house, items, **asked)
+            prompt = prompt_of(house)
+            assert response["truncation"] == "auto"
+            assert prompt.startswith("system\nobeyuser\nU")
+            assert prompt.endswith("done")
+            kept = len(house.engine.submitted[-1].tokens)
+            short = await respond(house, items, **asked, max_output_tokens=MAX_MODEL_LEN - kept + 1)
+            assert short["status"] in ("completed", "incomplete")
+            assert len(house.engine.submitted[-1].tokens) < kept
+            shorter = prompt_of(house)
+            assert prompt.removeprefix("system\nobey").endswith(shorter.removeprefix("system\nobey"))
+            first = int(shorter.partition("U")[2][:3])
+            assert first == int(prompt.partition("U")[2][:3]) + 1, "one turn more, and no more than that"
+            whole = await respond(house, "SAY:hello", **asked)
+            assert text_of(whole) == "hello"
+            too_long = await house.client.post("/v1/responses", json={"input": "y" * MAX_MODEL_LEN, **asked})
+            assert too_long.json()["error"]["code"] == "context_length_exceeded"
 
     asyncio.run(scenario())
 

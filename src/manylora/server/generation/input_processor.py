@@ -208,7 +208,7 @@ class InputProcessor:
         self, order: Order, prompt: PromptInput, adapter: AdapterRef | None, rules: TextRules, caller: Caller
     ) -> PreparedPrompt:
         form, grammar = await self._form(order, prompt, rules)
-        tokens, characters = await self._encoded(prompt, rules, caller)
+        tokens, characters = await self._fitting(order, prompt, rules, caller)
         kept = self._truncated(tokens, order)
         budget = self._budget(len(kept), order)
         if order.stop.min_tokens > budget:
@@ -295,7 +295,35 @@ class InputProcessor:
             parameter=order.budget_field,
         )
 
+    def _fits(self, num_prompt: int, order: Order) -> bool:
+        try:
+            self._budget(num_prompt, order)
+        except ContextLengthExceeded:
+            return False
+        return True
+
     # ── text to tokens ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _fitting(
+        self, order: Order, prompt: PromptInput, rules: TextRules, caller: Caller
+    ) -> tuple[tuple[int, ...], int]:
+        """Return as `_encoded`, of a conversation whose oldest turns may go as many turns as fit beside the budget.
+
+        Complexity: one rendering, and log2(turns) more of a conversation that does not fit.
+        """
+        whole = best = await self._encoded(prompt, rules, caller)
+        if not isinstance(prompt, ChatPrompt) or self._fits(len(whole[0]), order):
+            return whole
+        shorter = prompt.shortened
+        low, high = 0, len(shorter)
+        while low < high:
+            middle = (low + high) // 2
+            found = await self._encoded(shorter[middle], rules, caller)
+            if self._fits(len(found[0]), order):
+                best, high = found, middle
+            else:
+                low = middle + 1
+        return best
 
     async def _encoded(self, prompt: PromptInput, rules: TextRules, caller: Caller) -> tuple[tuple[int, ...], int]:
         """Return a prompt's tokens and the number of characters, or of tokens, that the caller sent."""

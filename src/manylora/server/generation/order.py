@@ -1,7 +1,7 @@
 """Orders: requests for text in a form without a dialect, into which each route translates its requests."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from manylora.engine.pooling import Pooling
@@ -69,6 +69,7 @@ class ChatPrompt:
     continues_last  whether the reply continues the last message
     instead         advice in the error for a model without a chat template
     tools           the tools that the reply may call; None: there are none
+    num_pinned      number of first messages that stay while older turns go until the prompt fits; None: none goes
     """
 
     messages: tuple[Message, ...]
@@ -76,11 +77,27 @@ class ChatPrompt:
     continues_last: bool = False
     instead: str = "use /v1/completions"
     tools: ToolSet | None = None
+    num_pinned: int | None = None
 
     @property
     def size(self) -> int:
         """Number of characters of the messages' contents."""
         return sum(len(message["content"]) for message in self.messages)
+
+    @property
+    def shortened(self) -> "list[ChatPrompt]":
+        """The prompt without its oldest turns, from the longest to the last turn alone; empty if none may go.
+
+        A turn begins with a user's message, so that no call loses its output, and templates that expect a user first
+        accept the rest. Without any user, it begins with any message but the output of a call.
+        """
+        if self.num_pinned is None:
+            return []
+        first, rest = self.messages[: self.num_pinned], self.messages[self.num_pinned :]
+        roles = [message["role"] for message in rest]
+        turns = [index for index, role in enumerate(roles) if role == "user"]
+        starts = turns or [index for index, role in enumerate(roles) if role != "tool"]
+        return [replace(self, messages=(*first, *rest[start:])) for start in starts if start]
 
 
 PromptInput = TextPrompt | TokenPrompt | ChatPrompt

@@ -13,7 +13,7 @@ from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.engine.events import Finished
 from manylora.errors import InvalidParameter, ManyloraError, RequestRejected, RouteNotBuilt
-from manylora.server.generation.order import Order
+from manylora.server.generation.order import ChatPrompt, Order
 from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import TextToken
@@ -172,7 +172,12 @@ class ResponseRoutes:
             order, _ = read_chat(msgspec.json.encode(chat), self._settings)
         except RequestRejected as error:
             raise _renamed(error) from error
-        return replace(order, prompt_field="input", budget_field="max_output_tokens")
+        prompts = order.prompts
+        if body.truncation == "auto":
+            prompts = tuple(
+                replace(each, num_pinned=len(first)) if isinstance(each, ChatPrompt) else each for each in prompts
+            )
+        return replace(order, prompts=prompts, prompt_field="input", budget_field="max_output_tokens")
 
     async def _whole(self, context: HttpContext, asked: _ResponseWish, completion: Completion) -> None:
         await completion.outputs.collect()
@@ -268,7 +273,7 @@ class _Shown:
             "tools": list(body.tools),
             "top_logprobs": body.top_logprobs or 0,
             "top_p": 1.0 if body.top_p is None else body.top_p,
-            "truncation": "disabled",
+            "truncation": body.truncation or "disabled",
             "usage": None,
         }
 

@@ -73,7 +73,7 @@ class ResponseReply(TypedDict):
     tools: list[Json]
     top_logprobs: int
     top_p: float
-    truncation: Literal["disabled"]
+    truncation: Literal["auto", "disabled"]
     usage: ResponseUsage | None
 
 

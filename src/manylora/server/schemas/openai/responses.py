@@ -17,6 +17,7 @@ from manylora.server.schemas.sampling import MAX_ALTERNATIVES, OpenAITemperature
 from manylora.system.printable import quoted
 
 RESPONSES = "POST /v1/responses"
+TRUNCATIONS = ("auto", "disabled")
 LOGPROBS = "message.output_text.logprobs"
 INCLUDABLE = (
     LOGPROBS,
@@ -84,6 +85,16 @@ def _top_logprobs(value: object, info: ValidationInfo) -> object:
     return count
 
 
+def _truncation(value: object, info: ValidationInfo) -> str:
+    if not isinstance(value, str):
+        raise wrong_type(name_of(info), "a string", value)
+    if value not in TRUNCATIONS:
+        raise InvalidParameter(
+            f"`truncation` must be {' or '.join(TRUNCATIONS)}. Given: {quoted(value[:80])}", parameter=name_of(info)
+        )
+    return value
+
+
 class TextOptions(Body):
     """The object `text`."""
 
@@ -106,8 +117,7 @@ class ResponseBody(RouteBody):
             "prompt": Refusal("there are no stored prompts"),
             "reasoning": Refusal("there is no reasoning part", neutral=({}, {"effort": "none"})),
             "stream_options": Refusal("chunks are not padded", neutral=({}, {"include_obfuscation": False})),
-            "truncation": Refusal("a longer input is refused", neutral=("disabled",)),
-            "context_management": Refusal("a longer input is refused"),
+            "context_management": Refusal("`truncation` drops the oldest turns of a longer input"),
         },
         hints={
             **OPENAI_HINTS,
@@ -171,6 +181,14 @@ class ResponseBody(RouteBody):
         Field(description="Likeliest tokens beside each one; needs `include`."),
     ] = None
     text: Annotated[TextOptions | None, Read(object_of(TextOptions), shape=TextOptions | None)] = None
+    truncation: Annotated[
+        str | None,
+        Read(_truncation, enum=list(TRUNCATIONS)),
+        Field(
+            description="`auto` drops the oldest turns of an input that is too long, never `instructions`; "
+            "`disabled`, the default, refuses it."
+        ),
+    ] = None
     stream: Flag = False
 
     @property
