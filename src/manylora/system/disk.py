@@ -46,23 +46,6 @@ def publish(part: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
-def append_durably(path: Path, data: bytes, size: int) -> None:
-    """Append to a file of `size` bytes; the data are on the disk at the return.
-
-    Raises `OSError` and cuts off a part that was written. Bytes behind `size`, from such a write, are cut off first.
-    """
-    with path.open("ab") as stream:
-        stream.truncate(size)
-        try:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(stream.fileno(), size)
-            raise
-
-
 def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk. Raises `OSError`."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,7 +1,9 @@
 """Files and responses of tenants on each database: parts in order, limits, retention, and blobs without a row."""
 
 import asyncio
+import fcntl
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, event
 
+from manylora.control.stored import blobs as blobs_module
+from manylora.control.stored import files as files_module
 from manylora.control.stored import retention
 from manylora.control.stored.files import FilePart, append_to_file, begin_file, list_files, publish_file, read_file
 from manylora.control.stored.objects import TenantStore
@@ -19,6 +23,10 @@ from manylora.stored.files import Publication
 from tests.control.plane import Plane, in_plane
 
 PUBLICATION = Publication(name="in.jsonl", purpose="batch")
+
+
+class Killed(BaseException):
+    """The end of a process at this point."""
 
 
 async def upload(store: TenantStore, tenant: str, *parts: bytes) -> str:
@@ -52,6 +60,73 @@ def test_a_file_grows_in_order_and_is_seen_when_it_is_whole(url: URL, tmp_path: 
         assert await read_file(store, "acme", file.id, 2, 99) == b"cde"
         with pytest.raises(ResourceNotFound):
             await read_file(store, "other", file.id, 0, 1)
+
+    in_plane(url, tmp_path, scenario)
+
+
+def test_other_writes_go_on_while_an_append_waits_for_the_disk(
+    url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The append holds its blob alone: neither the database's lock nor the tenant's row."""
+    begun, goes_on, sync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        begun.set()
+        assert goes_on.wait(20)
+        sync(descriptor)
+
+    async def scenario(plane: Plane) -> None:
+        store = TenantStore.of(plane.control)
+        await plane.new_tenant("acme")
+        file = await begin_file(store, "acme")
+        monkeypatch.setattr(blobs_module.os, "fsync", slow)
+        append = asyncio.create_task(append_to_file(store, "acme", file.id, FilePart(start=0, data=b"abc")))
+        assert await asyncio.to_thread(begun.wait, 20)
+        await plane.new_tenant("beta")
+        await begin_file(store, "acme")
+        assert await read_file(store, "acme", file.id, 0, 9) == b"", "bytes that do not count yet"
+        goes_on.set()
+        assert (await append).size == 3
+
+    in_plane(url, tmp_path, scenario)
+
+
+def test_an_append_that_is_cut_short_before_its_row_is_overwritten(
+    url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(plane: Plane) -> None:
+        store, count = TenantStore.of(plane.control), files_module._count_part
+        file = await begin_file(store, "acme")
+        await append_to_file(store, "acme", file.id, FilePart(start=0, data=b"abc"))
+
+        async def killed(*_: Any) -> None:
+            raise Killed
+
+        monkeypatch.setattr(files_module, "_count_part", killed)
+        with pytest.raises(Killed):
+            await append_to_file(store, "acme", file.id, FilePart(start=3, data=b"lost and long"))
+        assert await read_file(store, "acme", file.id, 0, 99) == b"abc"
+        monkeypatch.setattr(files_module, "_count_part", count)
+        assert (await append_to_file(store, "acme", file.id, FilePart(start=3, data=b"de"))).size == 5
+        whole = await publish_file(store, "acme", file.id, PUBLICATION)
+        assert whole is not None
+        assert (plane.control.blobs_dir / "acme" / file.id).read_bytes() == b"abcde"
+
+    in_plane(url, tmp_path, scenario)
+
+
+def test_a_blob_that_another_process_grows_is_waited_for(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        store = TenantStore.of(plane.control)
+        file = await begin_file(store, "acme")
+        await append_to_file(store, "acme", file.id, FilePart(start=0, data=b"abc"))
+        other = os.open(plane.control.blobs_dir / "acme" / file.id, os.O_WRONLY)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        waiting = asyncio.create_task(append_to_file(store, "acme", file.id, FilePart(start=3, data=b"de")))
+        await begin_file(store, "acme")
+        assert not waiting.done()
+        os.close(other)  # as a kill does
+        assert (await waiting).size == 5
 
     in_plane(url, tmp_path, scenario)
 

@@ -1,17 +1,37 @@
-"""The bytes of files and responses, `<folder>/<tenant>/<id>`. A row of the database names each."""
+"""The bytes of files, responses and pushed adapters, `<folder>/<tenant>/<id>`. A row of the database names each."""
 
 import asyncio
 import contextlib
+import fcntl
+import hashlib
 import os
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from manylora.errors import InvalidParameter, ResourceNotFound
-from manylora.system.disk import UNFINISHED, append_durably, as_unavailable, remove
+from manylora.system.disk import UNFINISHED, as_unavailable, remove, sync_folder
 
 LONGEST_TENANT = 64
+LOCK_WAIT_S = 0.005
+"""Seconds between two attempts to lock a blob that another task or process grows: one append of an edge at a time."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class GrowingBlob:
+    """A blob that its holder alone grows."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    async def append(self, data: bytes, size: int) -> None:
+        """Append to the first `size` bytes; the data are on the disk at the return. Later bytes are cut off first.
+
+        Raises `OSError`, which `Blobs.growing` turns into `StorageUnavailable`.
+        """
+        await asyncio.to_thread(_append, self._descriptor, data, size)
 
 
 class Blobs:
@@ -26,11 +46,33 @@ class Blobs:
         with as_unavailable(path):
             await asyncio.to_thread(_write, path, data)
 
-    async def append(self, tenant: str, blob: str, data: bytes, size: int) -> None:
-        """Append to a blob of `size` bytes; the data are on the disk at the return. Later bytes are cut off first."""
+    @asynccontextmanager
+    async def growing(self, tenant: str, blob: str) -> AsyncIterator["GrowingBlob"]:
+        """Hold a blob, which is created if need be: no other task and no other process grows it meanwhile.
+
+        A kill frees it. The wait polls, so that waiting tasks hold no thread.
+        """
         path = self._path(tenant, blob)
         with as_unavailable(path):
-            await asyncio.to_thread(_append, path, data, size)
+            descriptor = await asyncio.to_thread(_open, path)
+            try:
+                while not _is_locked(descriptor):  # noqa: ASYNC110  the holder may be another process
+                    await asyncio.sleep(LOCK_WAIT_S)
+                yield GrowingBlob(descriptor)
+            finally:
+                os.close(descriptor)
+
+    async def write_at(self, tenant: str, blob: str, start: int, data: bytes) -> None:
+        """Write bytes of a blob at an offset, without a sync: `seal` follows."""
+        path = self._path(tenant, blob)
+        with as_unavailable(path):
+            await asyncio.to_thread(_write_at, path, start, data)
+
+    async def seal(self, tenant: str, blob: str) -> tuple[int, str]:
+        """Bring a blob to the disk; return its size and its SHA-256. One that was never written is empty."""
+        path = self._path(tenant, blob)
+        with as_unavailable(path):
+            return await asyncio.to_thread(_seal, path)
 
     async def read(self, tenant: str, blob: str, start: int, stop: int) -> bytes:
         """Return the bytes `[start, stop)` of a blob. Raises `ResourceNotFound` where it is gone."""
@@ -68,10 +110,54 @@ def _write(path: Path, data: bytes) -> None:
     part.replace(path)
 
 
-def _append(path: Path, data: bytes, size: int) -> None:
-    if not size:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    append_durably(path, data, size)
+def _open(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Take the lock of an open file, which its closing frees; return whether this succeeded."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _append(descriptor: int, data: bytes, size: int) -> None:
+    os.ftruncate(descriptor, size)
+    try:
+        _write_all(descriptor, data, size)
+        os.fsync(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise
+
+
+def _write_all(descriptor: int, data: bytes, start: int) -> None:
+    rest, place = memoryview(data), start
+    while rest:
+        done = os.pwrite(descriptor, rest, place)
+        rest, place = rest[done:], place + done
+
+
+def _write_at(path: Path, start: int, data: bytes) -> None:
+    descriptor = _open(path)
+    try:
+        _write_all(descriptor, data, start)
+    finally:
+        os.close(descriptor)
+
+
+def _seal(path: Path) -> tuple[int, str]:
+    _write_at(path, 0, b"")
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        os.fsync(stream.fileno())
+        size = os.fstat(stream.fileno()).st_size
+    sync_folder(path.parent)
+    return size, digest
 
 
 def _read(path: Path, start: int, stop: int) -> bytes | None:

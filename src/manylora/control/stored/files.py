@@ -1,6 +1,7 @@
 """Files of tenants: each grows part by part, in order, and is published at its end, so that a caller sees whole files.
 
 A row has the number of bytes that count: bytes behind them, of an append that was cut short, are cut off by the next.
+An append brings its bytes to the disk before its transaction begins, and holds the blob until the row counts them.
 """
 
 from dataclasses import dataclass
@@ -78,33 +79,45 @@ async def append_to_file(store: TenantStore, tenant: str, file_id: str, part: Fi
     Raises `ResourceNotFound`, `BodyTooLarge`, `StorageLimitExceeded`, `StorageUnavailable`, `InvalidParameter` for a
     part that does not begin at the end, `NameTaken` where another edge has the batch.
     """
-    settings, claim, end = store.settings, part.claim, part.start + len(part.data)
-    async with store.control.database.write() as connection:
-        if await _is_repeated(connection, store, tenant, file_id, part):
+    claim, end = part.claim, part.start + len(part.data)
+    if claim is None and end > store.settings.max_file_bytes:
+        raise BodyTooLarge(
+            f"a file may have at most {store.settings.max_file_bytes} bytes (storage.max_file_bytes)", parameter="file"
+        )
+    async with store.control.database.read() as connection:
+        _require_place(await _row(connection, tenant, file_id), file_id, part)
+    async with store.blobs.growing(tenant, file_id) as blob:
+        async with store.control.database.read() as connection:
+            is_repeated = await _is_repeated(connection, store, tenant, file_id, part)
+            if not is_repeated:
+                _require_end(await _row(connection, tenant, file_id), file_id, part)
+        if not is_repeated:
+            await blob.append(part.data, part.start)
+        async with store.control.database.write() as connection:
+            if not is_repeated:
+                await _count_part(connection, store, tenant, file_id, part)
             return await _grown(connection, store, tenant, end, claim)
-        if claim is None:
-            await hold_tenant(connection, tenant)
-        else:
-            await require_lease(connection, tenant, claim)
-        row = await _row(connection, tenant, file_id)
-        if row is None and claim is not None and not part.start:
-            await _insert(connection, tenant, file_id, now_ms=store.control.now_ms(), life_s=RESULTS_S)
-        elif row is None or row.is_whole or row.bytes != part.start:
-            _refuse_part(row, file_id)
-        if claim is None:
-            if end > settings.max_file_bytes:
-                raise BodyTooLarge(
-                    f"a file may have at most {settings.max_file_bytes} bytes (storage.max_file_bytes)",
-                    parameter="file",
-                )
-            if (await total_of(connection, tenant, FILE))[1] + len(part.data) > settings.tenant_bytes:
-                raise StorageLimitExceeded(
-                    f"the files of the tenant may have {settings.tenant_bytes} bytes together (storage.tenant_bytes); "
-                    "delete some"
-                )
-        await store.blobs.append(tenant, file_id, part.data, part.start)
-        await connection.execute(update(stored).where(is_object(tenant, FILE, file_id)).values(bytes=end))
-        return await _grown(connection, store, tenant, end, claim)
+
+
+async def _count_part(
+    connection: AsyncConnection, store: TenantStore, tenant: str, file_id: str, part: FilePart
+) -> None:
+    """Count the bytes of a part, which are on the disk, if its edge may write them and its tenant has room."""
+    claim, end = part.claim, part.start + len(part.data)
+    if claim is None:
+        await hold_tenant(connection, tenant)
+    else:
+        await require_lease(connection, tenant, claim)
+    row = await _row(connection, tenant, file_id)
+    _require_end(row, file_id, part)
+    if row is None:
+        await _insert(connection, tenant, file_id, now_ms=store.control.now_ms(), life_s=RESULTS_S)
+    limit = store.settings.tenant_bytes
+    if claim is None and (await total_of(connection, tenant, FILE))[1] + len(part.data) > limit:
+        raise StorageLimitExceeded(
+            f"the files of the tenant may have {limit} bytes together (storage.tenant_bytes); delete some"
+        )
+    await connection.execute(update(stored).where(is_object(tenant, FILE, file_id)).values(bytes=end))
 
 
 async def publish_file(store: TenantStore, tenant: str, file_id: str, order: Publication) -> StoredFile | None:
@@ -125,7 +138,8 @@ async def publish_file(store: TenantStore, tenant: str, file_id: str, order: Pub
         elif row is None:
             raise ResourceNotFound("no such file")
         if not row.bytes:
-            await store.blobs.append(tenant, file_id, b"", 0)
+            async with store.blobs.growing(tenant, file_id) as blob:
+                await blob.append(b"", 0)
         values = {
             "is_whole": True,
             "created_ms": order.created_ms or now_ms,
@@ -178,10 +192,19 @@ async def _grown(
     return GrownFile(size=size, has_room=used < store.settings.tenant_bytes, status=status)
 
 
-def _refuse_part(row: _FILE | None, file_id: str) -> None:
-    if row is None or row.is_whole:
+def _require_place(row: _FILE | None, file_id: str, part: FilePart) -> None:
+    """Raise `ResourceNotFound` for a file that does not exist, unless a batch's results begin with the part."""
+    if row is None and (part.claim is None or part.start):
         raise ResourceNotFound(f"no upload {file_id} is under way")
-    raise InvalidParameter(f"the file has {row.bytes} bytes, so the next part begins there", parameter="start")
+
+
+def _require_end(row: _FILE | None, file_id: str, part: FilePart) -> None:
+    """Raise `ResourceNotFound` or `InvalidParameter` for a part that does not begin at the end of a growing file."""
+    _require_place(row, file_id, part)
+    if row is not None and row.is_whole:
+        raise ResourceNotFound(f"no upload {file_id} is under way")
+    if row is not None and row.bytes != part.start:
+        raise InvalidParameter(f"the file has {row.bytes} bytes, so the next part begins there", parameter="start")
 
 
 async def _row(connection: AsyncConnection, tenant: str, file_id: str) -> _FILE | None:
