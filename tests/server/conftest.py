@@ -61,7 +61,6 @@ async def open_house(
     served_as: Mapping[str, Any] | None = None,
     chat_templates: bool = True,
     base_template: str | None = CHAT_TEMPLATE,
-    pushed_dir: str = "",
     **server: Any,
 ) -> AsyncIterator[House]:
     """`sources` are those that adapters may come from; settings of the `[server]` group may be given by name.
@@ -70,7 +69,6 @@ async def open_house(
     repositories  what the control plane tells of uploads; None: there is none
     served_as     changed fields of `ServedModel`
     chat_templates, base_template  whether adapters' own ones may run, and the base's; None: it has none
-    pushed_dir    folder of pushed adapters; empty: none may be pushed
     """
     save_tokenizer(directory, base_template)
     for name in ("triage", "team/tone"):
@@ -86,9 +84,7 @@ async def open_house(
     config = replace(
         defaults,
         server=replace(defaults.server, **server),
-        adapters=replace(
-            defaults.adapters, load_timeout_s=load_timeout_s, chat_templates=chat_templates, pushed_dir=pushed_dir
-        ),
+        adapters=replace(defaults.adapters, load_timeout_s=load_timeout_s, chat_templates=chat_templates),
     )
     served = replace(served_for(directory), adapter_sources=tuple(SourceName(source) for source in sources))
     served = replace(served, **(served_as or {}))

@@ -42,7 +42,7 @@ def running_server(log: Path, *flags: str, command: Sequence[str] = ()) -> Itera
     else:
         process = forks().start(COMMAND, words, output=log, errors=log)
     try:
-        yield _wait_for_url(process, log)
+        yield wait_for_url(process, log)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -51,7 +51,7 @@ def running_server(log: Path, *flags: str, command: Sequence[str] = ()) -> Itera
             process.kill()
 
 
-def _wait_for_url(process: "Fork | subprocess.Popen[bytes]", log: Path) -> str:
+def wait_for_url(process: "Fork | subprocess.Popen[bytes]", log: Path) -> str:
     clock = SystemClock()
     end_s = clock.monotonic_s() + START_WAIT_S
     while clock.monotonic_s() < end_s and process.poll() is None:

@@ -84,17 +84,13 @@ def with_bases_fetched(config: Config, *, to_stdout: bool = False) -> Config:
 
 
 def with_registry(config: Config) -> Config:
-    """Return the configuration with folders for uploads and pushes, where none are set.
-
-    A server without a control plane of its own takes no pushes.
-    """
+    """Return the configuration with folders for uploads and pushes, where none are set."""
     folder = registry_dir(config)
     try:
         for each in (folder.parent, folder):  # a mode given with `parents` is the last folder's alone
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigInvalid(f"adapters.registry_dir {folder} cannot be used: {cause_of(error)}") from error
-    takes_pushes = config.adapters.pushed_bytes > 0 and not config.control.url
-    pushed = str(pushed_dir(config)) if takes_pushes else ""
+    pushed = str(pushed_dir(config)) if config.adapters.pushed_bytes > 0 else ""
     adapters = dataclasses.replace(config.adapters, registry_dir=str(folder), pushed_dir=pushed)
     return dataclasses.replace(config, adapters=adapters)

@@ -1,8 +1,11 @@
 """A real server to which trainers push adapters: the next request has the new weights, and nothing old is left."""
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,10 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save
 
+from tests.control.control_process import EDGE_TOKEN, running_control
+from tests.forks import COMMAND, Fork, forks
 from tests.models.tiny_tokenizers import save_byte_level
-from tests.support.serving import make_cache, running_server
+from tests.support.serving import make_cache, running_server, wait_for_url
 from tests.support.tiny import make_adapter, make_base
 
 SIZE = 330
@@ -197,3 +202,62 @@ def test_pushes_race_with_requests_and_deletes(pushing: Pushing) -> None:
     pushing.push(pushing.bodies[0])
     assert pushing.generate().status_code == 200
     pushing.delete()
+
+
+@contextmanager
+def edge(folder: Path, base: Path, plane: str) -> Iterator[tuple[Fork, httpx2.Client]]:
+    """A server that a test may kill."""
+    settings = {
+        "control.url": plane,
+        "control.edge_token": EDGE_TOKEN,
+        "metering.dir": folder / "metering",
+        "storage.dir": folder / "storage",
+        "adapters.registry_dir": folder / "uploads",
+    }
+    if not (folder / "cache").exists():
+        make_cache(folder / "cache")
+    words = ["serve", "--port", "0", "--base", str(base), "--set", f"model.cache_dir={folder / 'cache'}"]
+    for name, value in settings.items():
+        words += ["--set", f"{name}={value}"]
+    log = folder / f"log-{len(list(folder.iterdir()))}"
+    process = forks().start(COMMAND, words, output=log, errors=log)
+    try:
+        with httpx2.Client(base_url=wait_for_url(process, log), timeout=60) as client:
+            yield process, client
+    finally:
+        process.kill()
+        process.wait()
+
+
+def tokens_of(client: httpx2.Client) -> list[int]:
+    parameters = {"adapter_id": "fresh", "max_new_tokens": 6, "ignore_eos_token": True, "details": True}
+    body = {"inputs": "the quick brown fox jumps over the lazy dog", "parameters": parameters}
+    reply = client.post("/generate", json=body)
+    assert reply.status_code == 200, reply.text
+    return [token["id"] for token in reply.json()["details"]["tokens"]]
+
+
+@pytest.mark.long
+def test_a_push_is_served_by_both_servers_and_after_a_kill(tmp_path: Path) -> None:
+    bodies = Pushing(tmp_path).bodies
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    with ExitStack() as stack:
+        plane = stack.enter_context(running_control(tmp_path / "control"))
+        first, one = stack.enter_context(edge(tmp_path / "one", tmp_path / "base", plane.url))
+        _, two = stack.enter_context(edge(tmp_path / "two", tmp_path / "base", plane.url))
+        path, told = "/v1/adapters/fresh/tensors", []
+        for body in bodies:
+            assert one.post(path, content=body, headers=BYTES).status_code == 200
+            told.append(tokens_of(two))
+            assert tokens_of(one) == told[-1]
+        assert told[0] != told[1]
+        assert two.post(path, content=bodies[0], headers=BYTES).status_code == 200
+        assert tokens_of(one) == told[0]
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait(20)
+        assert tokens_of(two) == told[0]
+        _, one = stack.enter_context(edge(tmp_path / "one", tmp_path / "base", plane.url))
+        assert tokens_of(one) == told[0]
+        assert one.delete(path).status_code == 200
+        assert two.post("/generate", json={"inputs": "x", "parameters": {"adapter_id": "fresh"}}).status_code == 404

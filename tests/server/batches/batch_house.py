@@ -135,11 +135,12 @@ async def batch_house(
     storage: dict[str, Any] | None = None,
     batches: dict[str, Any] | None = None,
     server: dict[str, Any] | None = None,
+    adapters: dict[str, Any] | None = None,
 ) -> AsyncIterator[BatchHouse]:
     """A server whose files are below `folder`; the next one there takes them over. `is_killed`: it ends as by a kill.
 
     plane    the control plane that it shares with others; None: one of its own
-    storage, batches, server  settings of these groups
+    storage, batches, server, adapters  settings of these groups
     """
     clock = clock or SystemClock()
     save_tokenizer(folder)
@@ -150,6 +151,7 @@ async def batch_house(
         storage=replace(config.storage, **(storage or {})),
         batches=replace(config.batches, check_s=0.01, **(batches or {})),
         server=replace(config.server, **(server or {})),
+        adapters=replace(config.adapters, **(adapters or {})),
     )
     async with AsyncExitStack() as stack:
         if plane is None:
@@ -174,7 +176,7 @@ async def _server(
     engine = FakeEngine(tokenizer, step_s=0.0005)
     # After a kill no usage becomes durable, and a line's end waits for its own in vain.
     meter = Meter(folder / "metering", clock=clock, ship_s=0.01, durable_wait_s=0.2 if is_killed else 10.0)
-    kept = open_storage(folder / "storage", plane.client, clock, config.storage)
+    kept = open_storage(folder / "storage", plane.client, clock, config.storage, plane="0123456789abcdef")
     link = EngineClient(InProcessTransport(lambda: (engine, served_for(folder))), record=meter.journal)
     await link.start()
     app = create_app(

@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
+from manylora.clock import ManualClock
+from manylora.config.groups.storage import StorageConfig
+from manylora.errors import ConfigInvalid
+from manylora.server.access.control_client import HttpControlClient
 from manylora.server.batches.lines import LineResponse, LineResult, result_line
+from manylora.server.storage.storage import open_storage, plane_mark
 from tests.server.batches.batch_house import COMPLETIONS, batch_house, jsonl, line
 
 INPUT, ENDED_OUTPUT, LIVE_OUTPUT = "file-" + "a" * 32, "file-" + "b" * 32, "file-" + "c" * 32
@@ -77,7 +83,26 @@ def test_files_batches_and_responses_of_an_earlier_version_are_taken_over(tmp_pa
             assert (live["status"], len(house.engine.submitted)) == ("completed", 1)
             assert sorted(await house.results(live["output_file_id"])) == ["a", "b"]
             assert (await house.client.get(f"/v1/responses/{RESPONSE}")).json() == {"id": RESPONSE}
-            left = [path for path in (tmp_path / "storage").rglob("*") if path.is_file() and path.name != "lock"]
-            assert left == []
+            left = {path.name for path in (tmp_path / "storage").rglob("*") if path.is_file()}
+            assert left == {"lock", "control-plane"}
+
+    asyncio.run(scenario())
+
+
+def test_a_folder_of_another_control_planes_servers_is_refused_and_not_taken_over(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with batch_house(tmp_path):
+            pass
+        write_earlier(tmp_path / "storage" / "3" / "default", 1)
+        client, clock = HttpControlClient("", app=None), ManualClock()
+        marks = [plane_mark("5e" * 32), plane_mark("a5" * 32)]
+        assert len(set(marks)) == 2
+        with pytest.raises(ConfigInvalid, match=f"'0123456789abcdef'.*control-plane.*'{marks[0]}'"):
+            open_storage(tmp_path / "storage", client, clock, StorageConfig(), plane=marks[0])
+        assert (tmp_path / "storage" / "3" / "default" / "files" / f"{INPUT}.data").exists()
+        (tmp_path / "storage" / "control-plane").unlink()
+        open_storage(tmp_path / "storage", client, clock, StorageConfig(), plane=marks[0]).close()
+        assert (tmp_path / "storage" / "control-plane").read_text() == marks[0]
+        await client.close()
 
     asyncio.run(scenario())

@@ -25,7 +25,9 @@ def test_the_question_waits_for_a_control_plane_that_is_away(
             batch = await house.until(await house.create([line("a")]))
             request = (await house.results(batch["output_file_id"]))["a"]["response"]["request_id"]
             question = KeptQuestion(tenant=TenantId("default"), requests=(request, "batch_req_x"), opened_ms=0)
-            kept = storage.open_storage(tmp_path / "restarted", house.plane.client, SystemClock(), Config().storage)
+            kept = storage.open_storage(
+                tmp_path / "restarted", house.plane.client, SystemClock(), Config().storage, plane="0" * 16
+            )
             house.plane.is_away = True
             asking = asyncio.create_task(kept.kept_lines([question]))
             await when(lambda: soon(caplog.text.count("storage.kept_lines_unknown tenant=default") >= 2))

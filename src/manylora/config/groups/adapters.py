@@ -57,32 +57,32 @@ class AdaptersConfig:
     pushed_dir: str = setting(
         "",
         text="""
-        Folder of [pushed adapters](pushing.md), of this server alone: the start empties it. Empty: `pushed` in
-        `metering.dir`. With `control.url` a server takes no pushes, since another server of that control plane would
-        not know them.
+        Folder of this server's copies of [pushed adapters](pushing.md): the start empties it. Empty: `pushed` in
+        `metering.dir`.
         """,
     )
     pushed_bytes: int = setting(
         4 * GIB,
         low=0,
         text="""
-        Bytes of all pushed adapters together, the replaced versions included that requests may still use. One tenant
-        may have all; as others come, each leaves room for others. A push beyond gets 403. 0: no pushes.
+        Bytes of all pushed adapters together, those under way included; the control plane's setting counts. One tenant
+        may have all; as others come, each leaves room for others. A push beyond gets 403. 0: the server takes no
+        pushes and serves none.
         """,
     )
     pushed_count: int = setting(
         64,
         low=1,
         text="""
-        Names of pushed adapters that one tenant may have.
+        Names of pushed adapters that one tenant may have; the control plane's setting counts.
         """,
     )
     pushed_ttl_s: float = setting(
         86_400.0,
         low=1,
         text="""
-        Seconds after its last push or request for which a pushed adapter stays; then its name is unknown (404) and its
-        bytes are gone.
+        Seconds after its last push or request for which a pushed adapter stays, to within a twentieth; then its name is
+        unknown (404) and its bytes are gone. The control plane's setting counts.
         """,
     )
     redirect_hosts: tuple[str, ...] = setting(

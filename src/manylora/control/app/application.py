@@ -23,12 +23,13 @@ from manylora.control.routes import (
     tenants,
 )
 from manylora.control.routes.dependencies import Services
-from manylora.control.routes.edges import internal, stored
+from manylora.control.routes.edges import internal, pushes, stored
 from manylora.control.routes.registry import operators, repositories, uploads, versions
 
 ROUTERS: tuple[APIRouter, ...] = (
     internal.router,
     stored.router,
+    pushes.router,
     tenants.router,
     keys.router,
     documents.router,

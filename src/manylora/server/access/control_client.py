@@ -1,7 +1,7 @@
 """The client of the control plane's internal routes: snapshots of facts, usage records, and leases of credit."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -130,17 +130,23 @@ class HttpControlClient:
             sent.exception()  # a cancelled caller does not read it
 
     async def exchange(
-        self, method: str, path: str, content: bytes | None = None, *, parameter: str | None = None
+        self,
+        method: str,
+        path: str,
+        content: bytes | None = None,
+        *,
+        parameter: str | None = None,
+        refusals: Mapping[str, type[ManyloraError]] = REFUSALS,
     ) -> bytes:
         """Send bytes and return those of the reply, for routes that may refuse what a caller asked for.
 
         Args:    parameter  the field of the caller's request that a refusal names
-        Raises:  `ControlUnavailable`, and the refusals in `REFUSALS` with the control plane's text
+        Raises:  `ControlUnavailable`, and the errors in `refusals` with the control plane's text
         """
         wait_s = TIMEOUT_S if method == "GET" else LONG_TIMEOUT_S
         reply = await self._request(method, path, content, wait_s=wait_s)
         if not reply.is_success:
-            raise _refusal_of(reply, parameter)
+            raise _refusal_of(reply, parameter, refusals)
         return bytes(reply.content)
 
     async def _call(self, method: str, path: str, body: object = None) -> bytes:
@@ -163,11 +169,13 @@ class HttpControlClient:
             raise ControlUnavailable(f"the control plane does not answer ({type(error).__name__})") from error
 
 
-def _refusal_of(reply: httpx2.Response, parameter: str | None) -> ManyloraError:
+def _refusal_of(
+    reply: httpx2.Response, parameter: str | None, refusals: Mapping[str, type[ManyloraError]]
+) -> ManyloraError:
     """Return the error of a reply; an unknown one, as of an older control plane, is no answer."""
     try:
         told = msgspec.json.decode(reply.content, type=_Refusal)
-        kind = REFUSALS[told.code]
+        kind = refusals[told.code]
     except (msgspec.DecodeError, KeyError):
         return ControlUnavailable(f"the control plane answered {reply.status_code}")
     return kind(told.error.removeprefix(VALIDATION_PREFIX), parameter=parameter)

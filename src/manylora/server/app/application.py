@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 from fastapi import FastAPI
@@ -23,13 +24,14 @@ from manylora.server.batches.runner import BatchRunner
 from manylora.server.engine_client.streams import OnFinished, SequenceStream
 from manylora.server.generation.admission import AdmissionControl
 from manylora.server.generation.models import StartedBase
+from manylora.server.generation.pushed_names import PushedNames
 from manylora.server.generation.pusher import Pusher
 from manylora.server.generation.routing import ModelRouter, open_models
 from manylora.server.generation.service import GenerationService
 from manylora.server.http.context import App, Receive, Scope, Send
 from manylora.server.http.routing import Guards
 from manylora.server.metering.meter import Meter
-from manylora.server.names.pushed_adapters import PushedAdapters
+from manylora.server.names.pushed_adapters import PushCopies
 from manylora.server.observability.metrics import Meters
 from manylora.server.routes.adapter_listing import Catalogue
 from manylora.server.routes.adapters import AdapterRoutes, adapter_router
@@ -124,11 +126,13 @@ def create_app(
            access   the check of keys, limits and credit; None: every caller may use everything
            meter    records usage; None: no usage is recorded
            control  the ASGI application of the control plane's routes; None: the server has none
-           storage  what the control plane keeps of tenants; None: files, batches and responses are refused
+           storage  what the control plane keeps of tenants; None: files, batches, responses and pushes are refused
     """
     clock = clock or SystemClock()
     access = access or Access(clock)
-    pushed = PushedAdapters(config.adapters, clock) if config.adapters.pushed_dir else None
+    pushed = None
+    if storage is not None and config.adapters.pushed_dir:
+        pushed = PushedNames(PushCopies(Path(config.adapters.pushed_dir)), storage.pushes)
     models = open_models(bases, clock, access.directory, pushed)
     meters = Meters([base.name for base in models.handles])
     places = config.server.max_concurrent_requests  # of each base
@@ -137,7 +141,7 @@ def create_app(
         models=models, admission=admission, meters=meters, clock=clock, access=access, meter=meter
     )
     catalogue = Catalogue(models, clock)
-    pusher = Pusher(pushed, config.adapters, models=models, clock=clock, directory=access.directory)
+    pusher = Pusher(pushed, config.adapters, models=models, clock=clock)
     for base in models.handles:
         counted: OnFinished = partial(meters.note_finished, base.name)
         listeners = (counted, catalogue.note, *([] if meter is None else [meter.note]))

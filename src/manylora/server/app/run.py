@@ -26,7 +26,7 @@ from manylora.server.engine_client.transport import Transport
 from manylora.server.generation.models import StartedBase, tokenizer_of
 from manylora.server.metering.meter import Meter
 from manylora.server.storage.earlier import take_over
-from manylora.server.storage.storage import Storage, open_storage
+from manylora.server.storage.storage import Storage, open_storage, plane_mark
 from manylora.system.collector import exempt_modules
 from manylora.system.private_files import keep_private, tighten
 from manylora.system.signals import StopSignals
@@ -130,7 +130,8 @@ async def _serve_as(
     app: EdgeApp | None = None
     storage: Storage | None = None
     try:
-        storage = open_storage(storage_dir(config), membership.client, SystemClock(), config.storage)
+        plane = plane_mark(membership.directory.pepper)
+        storage = open_storage(storage_dir(config), membership.client, SystemClock(), config.storage, plane=plane)
         app = await signals.interrupting(_start(config, membership, clients, storage, announce))
         door.front.open(app)
         announce.ready([each.client.served for each in clients], door.url)

@@ -6,17 +6,17 @@ The rules for a caller of tenant T, in their order. Slashes at the end of a name
    `adapter_source: pbase`, T's own repository of that name, where T has one.
 2. `adapter_source`, or a scheme in the name (`s3://bucket/name`), names the only source of the search.
    `pushed` is T's own pushed adapter of that name.
-   A name that T has pushed: that adapter. No name that means anything else can be pushed.
 3. A first word that is a present or former repository of T: that repository (`repo`, `repo/3`, `repo/alias`).
 4. A folder below one of the adapter roots.
 5. `owner/repo`, `owner/repo/3`, `owner/repo/alias` of a tenant that lets T use it; `T/repo` is another spelling of
    `repo`.
-6. The default source. If that is a hub, only names of the form `org/name` go to it.
+6. An adapter that T has pushed. No name with a meaning by the other rules, but for the default source, can be pushed.
+7. The default source. If that is a hub, only names of the form `org/name` go to it.
 
 `generation/routing.py` has a last rule, `base/adapter`, for names that begin with a base's and mean nothing by the
-rules 2 to 5. The default source would only be known to lack such a name after a download.
+rules 2 to 6. The default source would only be known to lack such a name after a download.
 
-`listed` returns the names that `resolve` finds by rules 3 to 5 and, for adapters that T has used lately, by rule 6.
+`listed` returns the names that `resolve` finds by rules 3 to 6 and, for adapters that T has used lately, by rule 7.
 Each name has its reference beside it. The resolver finds uploads in the edge's copy of the control plane's facts. It
 reads the disk only in its own pool of threads, so that a slow file system delays only requests whose names need it.
 """
@@ -35,19 +35,26 @@ from manylora.adapter_ref import AdapterRef, SourceName, is_hub_id, merged_ref, 
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.sources.upload_folders import Registry, folder_sources
 from manylora.clock import Clock, SystemClock
-from manylora.errors import AdapterError, AdapterNotFound, AdapterReferenceInvalid, InvalidParameter
+from manylora.errors import (
+    AdapterError,
+    AdapterNotFound,
+    AdapterReferenceInvalid,
+    ControlUnavailable,
+    InvalidParameter,
+)
 from manylora.ids import TenantId
 from manylora.server.access.directory import Directory, Upload
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.names.adapter_fields import AdapterFields
 from manylora.server.names.declared_bases import DeclaredBases
-from manylora.server.names.pushed_adapters import PushedAdapters
+from manylora.server.names.pushed_adapters import PushFinder
 
 NO_FIELDS = AdapterFields()
 FRESH_S = 1.0
 """Seconds for which the disk's answer for an existing name is reused. The answer for a missing name is not reused."""
 MAX_REMEMBERED = 16_384
 DISK_THREADS = 4
+_PUSHED = f"{SourceName.PUSHED}://"
 _SCHEME = re.compile(rf"({'|'.join(SourceName)})://?(?=[^/])")
 
 Listed = tuple[str, AdapterRef]
@@ -75,12 +82,15 @@ class AdapterResolver:
         served: ServedModel,
         directory: Directory | None = None,
         clock: Clock | None = None,
-        pushed: PushedAdapters | None = None,
+        pushed: PushFinder | None = None,
         *,
+        pushed_dir: str = "",
         base_names: frozenset[str] | None = None,
     ) -> None:
         """Args:
         directory   has the uploads; None: uploads are in the folder of the registry alone
+        pushed      has the pushes; None: there are none
+        pushed_dir  the folder of their copies
         base_names  the names of all served bases; None: those of `served`
         """
         self._served = served
@@ -91,7 +101,7 @@ class AdapterResolver:
         self._enabled = frozenset(served.adapter_sources)
         self._local = LocalSource(tuple(map(Path, served.adapter_roots)))
         self._registry = Registry(Path(served.registry_dir)) if served.registry_dir else None
-        folders = folder_sources(served.adapter_roots, served.registry_dir, "" if pushed is None else str(pushed.root))
+        folders = folder_sources(served.adapter_roots, served.registry_dir, pushed_dir)
         self._declared = DeclaredBases(folders)
         self._disk = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="manylora-names")
         self._known: OrderedDict[tuple[str, str], tuple[float, _OnDisk]] = OrderedDict()
@@ -178,10 +188,8 @@ class AdapterResolver:
         return not name or _trimmed(name) in self._base_names
 
     async def is_known(self, name: str, tenant: str) -> bool:
-        """Return whether a plain name means an adapter by the rules 2 to 5: it is pushed, uploaded or in a folder."""
+        """Return whether a plain name means an adapter by the rules 3 to 5: it is uploaded or in a folder."""
         name = _trimmed(name)
-        if self._pushed is not None and self._pushed.current(tenant, name) is not None:
-            return True
         if self._directory is not None and self._directory.upload(TenantId(tenant), name) is not None:
             return True
         return self._is_own(tenant, name) or await self._look(tenant, name) != _OnDisk()
@@ -191,12 +199,11 @@ class AdapterResolver:
         return await self._on_disk(lambda: [self._declared.read(ref) for ref in refs])
 
     async def _resolve(self, name: str, source: str | None, tenant: str, token: str) -> AdapterRef:
-        if self._pushed is not None and source in (None, SourceName.PUSHED):
-            pushed = self._pushed.current(tenant, _trimmed(name).removeprefix(f"{SourceName.PUSHED}://"))
-            if pushed is not None:
-                return pushed
-            if source is not None:
+        if self._pushed is not None and (source == SourceName.PUSHED or name.startswith(_PUSHED)):
+            pushed = await self._pushed.current(tenant, _trimmed(name).removeprefix(_PUSHED))
+            if pushed is None:
                 raise _not_found(name, SourceName.PUSHED)
+            return pushed
         scheme = _SCHEME.match(name)
         if scheme is not None and scheme[1] == SourceName.PBASE and source in (None, SourceName.PBASE):
             name, source = name[scheme.end() :], SourceName.PBASE
@@ -213,7 +220,8 @@ class AdapterResolver:
                 raise _not_found(name, SourceName.PBASE)
             return self._upload_ref(upload)
         default = self._served.default_source
-        if self._registry is not None or upload is not None or default is not SourceName.LOCAL:
+        has_others = self._registry is not None or upload is not None or self._pushed is not None
+        if has_others or default is not SourceName.LOCAL:
             on_disk = await self._look(tenant, name)
             if on_disk.has_repository:
                 return self._folder_ref(name, tenant, on_disk)
@@ -221,10 +229,23 @@ class AdapterResolver:
                 return self._parsed(name, SourceName.LOCAL)
         if upload is not None:
             return self._upload_ref(upload)
+        if (pushed := await self._pushed_as(name, tenant)) is not None:
+            return pushed
         ref = self._parsed(name, default if self._may_be_at_default(name) else SourceName.LOCAL, token=token)
         if ref.source is SourceName.LOCAL and default is not SourceName.LOCAL:
             raise AdapterNotFound(f"Adapter '{name}' was not found")
         return ref
+
+    async def _pushed_as(self, name: str, tenant: str) -> AdapterRef | None:
+        """Return the pushed adapter of a name. Raises `ControlUnavailable` where no other source may have the name."""
+        if self._pushed is None:
+            return None
+        try:
+            return await self._pushed.current(tenant, name)
+        except ControlUnavailable:
+            if self._served.default_source is SourceName.LOCAL or not self._may_be_at_default(name):
+                raise
+            return None
 
     async def _uploaded(self, name: str, tenant: str) -> AdapterRef:
         """Return the adapter of a name with `adapter_source: pbase`: rules 3 and 5 alone."""
@@ -277,11 +298,13 @@ class AdapterResolver:
         found = {name: self._parsed(name, SourceName.LOCAL) for name in local if not is_shadowed(name)}
         found |= {name: self._parsed(name, SourceName.PBASE, tenant=tenant) for name in in_folder}
         found |= {name: self._upload_ref(upload) for name, upload in own.items()}
+        pushes: dict[str, AdapterRef] = {}
         if self._pushed is not None:
-            found |= {push.name: push.ref for push in self._pushed.all_of(tenant)}
+            pushes = dict(await self._pushed.listed(tenant))
         for name, upload in lent.items():
             if name not in on_disk and not is_shadowed(name):
                 found.setdefault(name, self._upload_ref(upload))
+        found = {name: ref for name, ref in pushes.items() if not is_shadowed(name)} | found
         taken = on_disk | found.keys()
         for ref in recent:
             is_plain = self._is_at_default(ref) and ref.id not in taken and not is_shadowed(ref.id)

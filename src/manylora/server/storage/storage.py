@@ -1,6 +1,7 @@
-"""Files and responses of tenants, which the control plane keeps, and a folder of the server for its work on them."""
+"""Storage: what tenants give, kept by the control plane, and a folder of the server for its work on it."""
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,14 +13,17 @@ from manylora.errors import ConfigInvalid, ControlUnavailable, StorageUnavailabl
 from manylora.server.access.control_client import HttpControlClient
 from manylora.server.storage.control_store import ControlStore
 from manylora.server.storage.files import TenantFiles
+from manylora.server.storage.pushes import ControlPushes
 from manylora.server.storage.responses import TenantResponses
 from manylora.stored.files import KeptQuestion
-from manylora.system.disk import remove
+from manylora.system.disk import remove, write_durably
 from manylora.system.failures import cause_of
 from manylora.system.held_folders import LOCK_FILE, HeldFolder, hold_first_free
 
 log = logging.getLogger(__name__)
 
+PLANE_FILE = "control-plane"
+"""The file in `storage.dir` with the mark of the control plane whose servers use it."""
 AWAY_WAIT_S = 1.0
 """Seconds between two attempts of a question while the control plane or its disk is away."""
 
@@ -35,6 +39,7 @@ class Storage:
     store: ControlStore
     files: TenantFiles
     responses: TenantResponses
+    pushes: ControlPushes
     _held: HeldFolder
 
     async def kept_lines(self, questions: Iterable[KeptQuestion]) -> set[str]:
@@ -56,12 +61,46 @@ class Storage:
         self._held.release()
 
 
-def open_storage(root: Path, client: HttpControlClient, clock: Clock, settings: StorageConfig) -> Storage:
-    """Hold the first free folder below `root`, and empty it. Raises `ConfigInvalid` if it cannot be used."""
+def open_storage(
+    root: Path, client: HttpControlClient, clock: Clock, settings: StorageConfig, *, plane: str
+) -> Storage:
+    """Hold the first free folder below `root`, and empty it.
+
+    Args:    plane  the mark of the control plane, as `plane_mark` returns it
+    Raises:  `ConfigInvalid` if the folder cannot be used, or belongs to servers of another control plane
+    """
     try:
         held = hold_first_free(root)
+        try:
+            _require_own(root, plane)
+        except BaseException:
+            held.release()
+            raise
     except OSError as error:
         raise ConfigInvalid(f"storage.dir {root} cannot be used: {cause_of(error)}") from error
     remove(*(path for path in held.path.iterdir() if path.is_file() and path.name != LOCK_FILE))
     store = ControlStore(client)
-    return Storage(held.path, store, TenantFiles(store), TenantResponses(store, clock, settings), held)
+    return Storage(
+        held.path, store, TenantFiles(store), TenantResponses(store, clock, settings), ControlPushes(client), held
+    )
+
+
+def plane_mark(pepper: str) -> str:
+    """Return a public name of a control plane, made of its secret: 16 hexadecimal digits."""
+    return hashlib.blake2b(pepper.encode(), digest_size=8, person=b"storage.dir").hexdigest()
+
+
+def _require_own(root: Path, plane: str) -> None:
+    """Mark a folder as one of this control plane's. Raises `ConfigInvalid` for a folder of another one, and `OSError`.
+
+    What a folder without a mark has goes to the control plane of the first server that opens it.
+    """
+    mark = root / PLANE_FILE
+    if not mark.exists() or not mark.read_text():
+        write_durably(mark, plane.encode())
+    if (found := mark.read_text()) != plane:
+        raise ConfigInvalid(
+            f"storage.dir {root} belongs to servers of the control plane {found[:16]!r} (its file {PLANE_FILE}), and "
+            f"this server's is {plane!r}: give the servers of each control plane a folder of their own. If it has "
+            f"replaced the other, delete that file"
+        )
