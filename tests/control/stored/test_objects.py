@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, event
 
-from manylora.control.stored import blobs as blobs_module
 from manylora.control.stored import files as files_module
 from manylora.control.stored import retention
 from manylora.control.stored.files import FilePart, append_to_file, begin_file, list_files, publish_file, read_file
@@ -79,7 +78,7 @@ def test_other_writes_go_on_while_an_append_waits_for_the_disk(
         store = TenantStore.of(plane.control)
         await plane.new_tenant("acme")
         file = await begin_file(store, "acme")
-        monkeypatch.setattr(blobs_module.os, "fsync", slow)
+        monkeypatch.setattr(os, "fsync", slow)
         append = asyncio.create_task(append_to_file(store, "acme", file.id, FilePart(start=0, data=b"abc")))
         assert await asyncio.to_thread(begun.wait, 20)
         await plane.new_tenant("beta")
