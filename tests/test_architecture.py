@@ -79,6 +79,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"access", "engine_client", "schemas", "tools"},
         {"engine_client/process", "http", "metering", "names", "observability", "schemas/lorax", "storage"},
         {"batches", "generation", "schemas/openai"},
+        {"pushing"},
         {"routes"},
         {"routes/lorax", "routes/openai"},
         {"app/middleware"},

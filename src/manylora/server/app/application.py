@@ -24,8 +24,6 @@ from manylora.server.batches.runner import BatchRunner
 from manylora.server.engine_client.streams import OnFinished, SequenceStream
 from manylora.server.generation.admission import AdmissionControl
 from manylora.server.generation.models import StartedBase
-from manylora.server.generation.pushed_names import PushedNames
-from manylora.server.generation.pusher import Pusher
 from manylora.server.generation.routing import ModelRouter, open_models
 from manylora.server.generation.service import GenerationService
 from manylora.server.http.context import App, Receive, Scope, Send
@@ -33,6 +31,8 @@ from manylora.server.http.routing import Guards
 from manylora.server.metering.meter import Meter
 from manylora.server.names.pushed_adapters import PushCopies
 from manylora.server.observability.metrics import Meters
+from manylora.server.pushing.pushed_names import PushedNames
+from manylora.server.pushing.pusher import Pusher
 from manylora.server.routes.adapter_listing import Catalogue
 from manylora.server.routes.adapters import AdapterRoutes, adapter_router
 from manylora.server.routes.info import FactRoutes, info_routers
@@ -133,7 +133,7 @@ def create_app(
     pushed = None
     if storage is not None and config.adapters.pushed_dir:
         pushed = PushedNames(PushCopies(Path(config.adapters.pushed_dir)), storage.pushes)
-    models = open_models(bases, clock, access.directory, pushed)
+    models = open_models(bases, clock, access.directory, pushed, pushed_dir=config.adapters.pushed_dir)
     meters = Meters([base.name for base in models.handles])
     places = config.server.max_concurrent_requests  # of each base
     admission = AdmissionControl(len(bases) * places, max_waiting=min(config.engine.max_waiting, places))

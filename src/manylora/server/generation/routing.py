@@ -16,9 +16,9 @@ from manylora.server.access.directory import Directory
 from manylora.server.engine_client.served_model import BASE_ALIAS
 from manylora.server.generation.adapter_bases import AdapterBases, other_base
 from manylora.server.generation.models import ModelHandle, StartedBase, open_model
-from manylora.server.generation.pushed_names import PushedNames
 from manylora.server.names.adapter_fields import AdapterFields
 from manylora.server.names.adapter_resolver import AdapterResolver
+from manylora.server.names.pushed_adapters import PushFinder
 from manylora.system.printable import quoted
 
 NO_FIELDS = AdapterFields()
@@ -164,15 +164,17 @@ def open_models(
     bases: Sequence[StartedBase],
     clock: Clock,
     directory: Directory | None = None,
-    pushed: PushedNames | None = None,
+    pushed: PushFinder | None = None,
+    *,
+    pushed_dir: str = "",
 ) -> ModelRouter:
     """Return the router of the bases of one server, of which the first is the default.
 
     Args:  directory  has the uploads; None: they are in the registry's folder alone
            pushed     the adapters that trainers push; None: the server takes none
+           pushed_dir  the folder of their copies
     """
     names = frozenset(name for base in bases for name in base.served.names)
-    pushed_dir = "" if pushed is None else str(pushed.copies.root)
     resolver = AdapterResolver(bases[0].served, directory, clock, pushed, pushed_dir=pushed_dir, base_names=names)
     handles = [open_model(base, clock, is_only=len(bases) == 1) for base in bases]
     return ModelRouter(handles, resolver, clock)

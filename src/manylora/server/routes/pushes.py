@@ -7,11 +7,11 @@ from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.errors import InsufficientPermissions, InvalidParameter, UnsupportedMediaType
 from manylora.server.access.access import Access
-from manylora.server.generation.pusher import Pusher
 from manylora.server.http.context import HttpContext
 from manylora.server.http.operators import is_by_key, require_operator
 from manylora.server.http.routing import Guards, Parameter, Routes
 from manylora.server.names.adapter_resolver import AdapterResolver
+from manylora.server.pushing.pusher import Pusher
 from manylora.system.printable import printable
 from manylora.tenancy import AdapterAct
 

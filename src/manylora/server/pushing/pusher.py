@@ -26,9 +26,9 @@ from manylora.errors import (
 )
 from manylora.http.callers import Caller
 from manylora.server.engine_client.client import EngineClient
-from manylora.server.generation.pushed_names import PushedNames
 from manylora.server.generation.routing import ModelRouter
 from manylora.server.names.pushed_adapters import Incoming, ref_of
+from manylora.server.pushing.pushed_names import PushedNames
 from manylora.stored.pushes import PushFacts, PushWish, push_digest
 
 log = logging.getLogger(__name__)
