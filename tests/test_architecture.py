@@ -40,8 +40,9 @@ FLOORS: dict[str, list[set[str]]] = {
         {"operands"},
         {"table_of_operations"},
         {"interface"},
+        {"plain"},
         {"cpu/native", "reference"},
-        {"cpu"},
+        {"cpu", "cuda"},
         {"select"},
     ],
     "models": [

@@ -22,6 +22,7 @@ from manylora.kernels.adapter_layout import (
     set_projection_vectors,
 )
 from manylora.kernels.cpu.library import NativeLibrary
+from manylora.kernels.cuda.backend import TorchKernels
 from manylora.kernels.lora_batch import PlacedAdapter
 from manylora.kernels.operands import AttentionBatch, RopeTable
 from manylora.kernels.projections import NUM_PROJECTIONS, LoraTarget
@@ -42,6 +43,7 @@ BACK_ENDS: dict[str, Callable[[], EagerKernels]] = {
     "native-1": lambda: eager(native(1)),
     "native-2": lambda: eager(native(2)),
     "native-3-float32-adapters": lambda: eager(native(3), lora_dtype=torch.float32),
+    "torch": lambda: TorchKernels(torch.device("cpu"), torch.float32),
 }
 NATIVE = ("native-1", "native-2")
 

@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.options import AdapterRootOption, BaseOption, QuantizeOption, TensorParallelOption, plain
+from manylora.cli.options import (
+    AdapterRootOption,
+    BaseOption,
+    DeviceOption,
+    QuantizeOption,
+    TensorParallelOption,
+    plain,
+)
 from manylora.system.printable import printable_prose
 
 if TYPE_CHECKING:
@@ -21,6 +28,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
     quantize: QuantizeOption = None,
     tensor_parallel: TensorParallelOption = None,
+    device: DeviceOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it is, without the chat template.")] = False,
 ) -> None:
     """Generate one reply in this process and stream it to the terminal."""
@@ -36,6 +44,7 @@ def generate(
             "model.more_bases": (),
             "model.quantize": quantize,
             "model.tensor_parallel": tensor_parallel,
+            "model.device": device,
             "adapters.roots": roots or None,
         },
     )

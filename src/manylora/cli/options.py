@@ -32,6 +32,10 @@ QuantizeOption = Annotated[
         "Default: none."
     ),
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="Device of the arithmetic: cpu, cuda, cuda:1 …, or auto (a card if there is one). Default: cpu."),
+]
 JsonTextOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AdapterRootOption = Annotated[
     list[Path] | None,

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.options import AdapterRootOption, BasesOption, QuantizeOption, TensorParallelOption, plain
+from manylora.cli.options import (
+    AdapterRootOption,
+    BasesOption,
+    DeviceOption,
+    QuantizeOption,
+    TensorParallelOption,
+    plain,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +42,7 @@ def serve(
     ] = None,
     quantize: QuantizeOption = None,
     tensor_parallel: TensorParallelOption = None,
+    device: DeviceOption = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -66,6 +74,7 @@ def serve(
             "model.more_bases": tuple(base[1:]) if base else None,
             "model.quantize": quantize,
             "model.tensor_parallel": tensor_parallel,
+            "model.device": device,
             "adapters.roots": roots or None,
             "adapters.stores": tuple(adapter_store or ()) or None,
             "server.host": host,

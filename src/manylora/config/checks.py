@@ -15,6 +15,7 @@ _SHARE_OF_BASE = re.compile(r"(.+)=([1-9][0-9]{0,2}|1000)")
 _QUANTIZE_OF_BASE = re.compile(rf"(.+)=({'|'.join(QUANTIZE)})")
 _DEGREE_OF_BASE = re.compile(r"(.+)=([1-9][0-9]{0,2}|10[01][0-9]|102[0-4])")
 _WINDOW_OF_BASE = re.compile(r"(.+)=([2-9]|[1-9][0-9]{1,8})")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _RATES = tuple(field.name for field in fields(BaseLimits) if field.name != "base")
 _LIMITS = tuple(field.name for field in fields(Limits) if field.name != "bases")
 _SIGNUP_LIMIT = re.compile(rf"({'|'.join(_LIMITS)}|[^=\s]+/({'|'.join(_RATES)}))=([0-9]{{1,18}})")
@@ -24,6 +25,12 @@ def window(key: str, value: int) -> None:
     """Check `engine.max_model_len`: one position leaves no room for a token of the reply."""
     if value == 1:
         raise ConfigInvalid(f"{key} must be 0 or at least 2. Given: {value}")
+
+
+def device(key: str, value: str) -> None:
+    """Check the name of a device."""
+    if not _DEVICE.fullmatch(value):
+        raise ConfigInvalid(f"{key} must be auto, cpu, cuda or cuda:n. Given: {value!r}")
 
 
 def url_or_empty(key: str, value: str) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from manylora.config.groups.batches import BatchesConfig
 from manylora.config.groups.control import ControlConfig
 from manylora.config.groups.engine import EngineConfig
 from manylora.config.groups.metering import MeteringConfig
-from manylora.config.groups.model import ModelConfig
+from manylora.config.groups.model import CARD_KERNELS, ModelConfig
 from manylora.config.groups.server import ServerConfig
 from manylora.config.groups.storage import StorageConfig
 from manylora.config.renames import SETTINGS, current_setting, current_value, settled
@@ -142,7 +142,8 @@ def _check_together(config: Config) -> None:
         if base.lower() in given:
             raise ConfigInvalid(f"the base {base} is given twice (model.base, model.more_bases); give each base once")
         given.add(base.lower())
-    for form in (model.quantize, *(pair.rpartition("=")[2] for pair in model.quantize_of)):
+    _check_card(model)
+    for form in (model.quantize, *_forms(model.quantize_of)):
         if form != "none" and model.kernels not in ("auto", "native"):
             raise ConfigInvalid(
                 f"model.quantize {form} is computed by the native kernels: model.kernels must be auto or "
@@ -163,6 +164,30 @@ def _check_together(config: Config) -> None:
             f"engine.max_step_tokens must be at least engine.max_running ({engine.max_running}), so that every "
             f"running sequence gets a row in each step. Given: {engine.max_step_tokens}"
         )
+
+
+def _check_card(model: ModelConfig) -> None:
+    """Check the settings that a card bounds. Raises `ConfigInvalid`."""
+    if not model.device.startswith("cuda"):
+        return
+    if model.kernels not in CARD_KERNELS:
+        raise ConfigInvalid(
+            f"model.kernels {model.kernels} computes on a CPU: with model.device {model.device} it must be one of "
+            f"{', '.join(CARD_KERNELS)}"
+        )
+    if form := next((form for form in (model.quantize, *_forms(model.quantize_of)) if form != "none"), None):
+        raise ConfigInvalid(
+            f"model.quantize {form} is computed on a CPU: model.device must be cpu. Given: {model.device}"
+        )
+    if model.more_bases:
+        raise ConfigInvalid(f"model.device {model.device} serves one base: model.more_bases must be empty")
+    if model.tensor_parallel > 1 or model.tensor_parallel_of:
+        raise ConfigInvalid(f"model.device {model.device} is one card: model.tensor_parallel must be 1")
+
+
+def _forms(pairs: Sequence[str]) -> list[str]:
+    """Return the values of `model.quantize_of`."""
+    return [pair.rpartition("=")[2] for pair in pairs]
 
 
 def _read_file(file: Path) -> dict[str, Setting]:

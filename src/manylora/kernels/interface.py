@@ -42,6 +42,7 @@ class Kernels(Protocol):
     """One back end. All tensors are on its device.
 
     device              type of that device, as torch names it
+    own_memory_bytes    free bytes of that device's own memory at the start; None: it computes on host memory
     owns_threads        True if the back end computes on threads of its own, so that torch's would spin beside them
     weight_dtype        dtype of packed weights
     form                bytes of weights, of keys and values, and of adapters
@@ -53,6 +54,7 @@ class Kernels(Protocol):
 
     name: str
     device: str
+    own_memory_bytes: int | None
     owns_threads: bool
     weight_dtype: torch.dtype
     form: StorageForm
@@ -76,6 +78,9 @@ class Kernels(Protocol):
         The native kernels keep the levels, and scales and minima as float16 in units of a power of two for each
         output. The reference widens them to its own dtype. Raises ValueError for a group size that is not allowed.
         """
+
+    def place(self, constant: Tensor) -> Tensor:
+        """Return a tensor that is the same in every step (norm, bias, router, angles) on this back end's device."""
 
     def compile(self, forward: Forward) -> CompiledForward:
         """Return a function that runs `forward` as fast as this back end can.

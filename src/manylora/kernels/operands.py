@@ -20,6 +20,7 @@ class AttentionBatch:
     row_sequence  (rows,) int32, index of the row's sequence in `block_tables`
     block_tables  (sequences, max_blocks) int32, the sequence's blocks in order. Entries past its end are unused, and so
                   are those of blocks wholly before a window: they name no block, or one of another sequence
+    native        the back end's own form of the batch, which its compiled forward makes from these
     A row at position p attends to positions [max(0, p - window + 1), p] of its own sequence.
     """
 
@@ -27,6 +28,7 @@ class AttentionBatch:
     slots: Tensor
     row_sequence: Tensor
     block_tables: Tensor
+    native: object = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,17 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from manylora.config.groups.model import DEFAULT_SPIN_US, KERNELS
+import torch
+
+from manylora.config.groups.model import CARD_KERNELS, DEFAULT_SPIN_US, KERNELS
 from manylora.errors import NativeBuildFailed
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, NativeLinear, WeightFormat, why_not_bf16
+from manylora.kernels.cuda.backend import TorchKernels
+from manylora.kernels.cuda.device import free_bytes, resolve
 from manylora.kernels.interface import Kernels
 from manylora.kernels.reference import ReferenceKernels
 
@@ -23,6 +27,7 @@ def select_kernels(
     name: str,
     threads: int,
     *,
+    device: str = "cpu",
     quantize: str = "none",
     spin_us: int = DEFAULT_SPIN_US,
     cache_dir: Path | None = None,
@@ -33,19 +38,26 @@ def select_kernels(
     native       own C++, bfloat16 weights, float32 activations, bit-identical rows
     native-bf16  the same with activations rounded to bfloat16 in linear layers: for processors with AVX512_BF16
     reference    torch only, float32: slow, exact, needs no compiler
-    auto         native-bf16 where the processor and the compiler have it, else native; reference where no compiler is
-                 installed. The choice never depends on a timing: equal machines, and one machine before and after a
-                 restart, give the same tokens
+    torch        torch only, on the CPU in float32 and on a card in bfloat16
+    auto         torch on a card. On a CPU native-bf16 where the processor and the compiler have it, else native;
+                 reference where no compiler is installed. The choice never depends on a timing: equal machines, and
+                 one machine before and after a restart, give the same tokens
 
     Args:
+        device    `auto`, `cpu`, `cuda` or `cuda:n`; `auto` is a card only for `kernels` and `quantize` of one
         quantize  `int8`, `int4`: the form in which the native kernels hold the linear layers, and the embedding and
                   the head in int8; the reference kernels ignore it
         threads   size of the native pool
         spin_us   microseconds for which a worker of the pool spins before it sleeps
-    Raises: ValueError for an unknown name.
+    Raises: ValueError for an unknown name; `ConfigInvalid` for a card that torch does not find.
     """
     if name not in KERNELS:
         raise ValueError(f"unknown kernels {name!r}: choose one of {', '.join(KERNELS)}")
+    if name in CARD_KERNELS and quantize == "none":
+        found = resolve(device)
+        if found.type != "cpu" or name == "torch":
+            dtype = torch.float32 if found.type == "cpu" else torch.bfloat16
+            return TorchKernels(found, dtype, free_bytes(found))
     if name == "reference":
         return ReferenceKernels()
     try:

@@ -49,13 +49,18 @@ FLOAT32 = StorageForm(
     weights="float32", weight_bits=32.0, table_bits=32.0, kv_item_bytes=4, kv_lanes=1, lora_item_bytes=4
 )
 """The form of the reference kernels, which pad nothing."""
+CARD = StorageForm(weights="bfloat16", weight_bits=16.0, table_bits=16.0, kv_lanes=1)
+"""The form of a card, which pads no block."""
 QUANTISED: Mapping[str, StorageForm] = {"none": BFLOAT16, "int8": INT8, "int4": INT4}
 """The forms of the native kernels by the setting `model.quantize`."""
 
 
-def expected_form(kernels: str, quantize: str) -> StorageForm:
-    """Return the form of the back end that the settings `model.kernels` and `model.quantize` name.
+def expected_form(kernels: str, quantize: str, device: str = "cpu") -> StorageForm:
+    """Return the form of the back end that the settings `model.kernels`, `quantize` and `device` name.
 
-    The native kernels are expected to work; a machine without a compiler falls back to the reference kernels.
+    `auto` counts as the CPU. The native kernels are expected to work; a machine without a compiler falls back to the
+    reference kernels.
     """
-    return FLOAT32 if kernels == "reference" else QUANTISED[quantize]
+    if device.startswith("cuda"):
+        return CARD
+    return FLOAT32 if kernels in ("reference", "torch") else QUANTISED[quantize]

@@ -25,8 +25,8 @@ class LlamaModel:
         self.spec = spec
         self.weights = weights
         self.kernels = kernels
-        self.rope = build_rope_table(spec, max_positions or spec.max_positions)
-        self._unrotated = build_rope_table(spec, 0)
+        self.rope = _placed(kernels, build_rope_table(spec, max_positions or spec.max_positions))
+        self._unrotated = _placed(kernels, build_rope_table(spec, 0))
         self._targets = {name: lora_targets(name, spec) for name in ("qkv", "o", "gate_up", "down")}
         self._expert_targets = {name: expert_targets(name, spec) for name in ("gate_up", "down")}
         self._run = kernels.compile(self._forward)
@@ -113,6 +113,10 @@ class LlamaModel:
         if (bias := self.weights.layers[index].biases.get(name)) is not None:
             ops.add_bias(out, bias)
         return out
+
+
+def _placed(kernels: Kernels, rope: RopeTable) -> RopeTable:
+    return RopeTable(cos=kernels.place(rope.cos), sin=kernels.place(rope.sin))
 
 
 def build_rope_table(spec: ModelSpec, positions: int) -> RopeTable:

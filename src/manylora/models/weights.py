@@ -101,7 +101,8 @@ def load_weights(
         embed = kernels.pack_table(source.matrix(EMBED))
         head = embed if spec.tie_embeddings else kernels.pack_table(source.matrix(HEAD))
         release_freed_memory()
-        return Weights(embed=embed, layers=tuple(layers), final_norm=source.vector(FINAL_NORM), head=head)
+        final_norm = kernels.place(source.vector(FINAL_NORM))
+        return Weights(embed=embed, layers=tuple(layers), final_norm=final_norm, head=head)
 
 
 def _load_layer(spec: ModelSpec, layer: int, source: WeightSource, kernels: Kernels) -> LayerWeights:
@@ -110,7 +111,7 @@ def _load_layer(spec: ModelSpec, layer: int, source: WeightSource, kernels: Kern
         return tuple(block_tensor(layer, f"{path}.{kind}") for path in paths)
 
     def vector(path: str) -> Tensor:
-        return source.vector(block_tensor(layer, path))
+        return kernels.place(source.vector(block_tensor(layer, path)))
 
     def matrix(name: str) -> Packed:
         return source.packed(kernels, *fused(name))
@@ -121,7 +122,7 @@ def _load_layer(spec: ModelSpec, layer: int, source: WeightSource, kernels: Kern
         return tuple(source.packed(kernels, *parts) for parts in names)
 
     def mixture(count: int) -> Experts:
-        router = source.matrix(block_tensor(layer, ROUTER_PATH))[:].float()
+        router = kernels.place(source.matrix(block_tensor(layer, ROUTER_PATH))[:].float())
         return Experts(router=router, gate_up=experts("gate_up", count), down=experts("down", count))
 
     return LayerWeights(
@@ -132,7 +133,7 @@ def _load_layer(spec: ModelSpec, layer: int, source: WeightSource, kernels: Kern
         mlp=Dense(gate_up=matrix("gate_up"), down=matrix("down"))
         if spec.experts is None
         else mixture(spec.experts.count),
-        biases={name: source.vector(*fused(name, "bias")) for name in spec.biased},
+        biases={name: kernels.place(source.vector(*fused(name, "bias"))) for name in spec.biased},
         q_norm=vector(Q_NORM) if spec.has_head_norms else None,
         k_norm=vector(K_NORM) if spec.has_head_norms else None,
     )

@@ -9,7 +9,7 @@ from manylora.adapters.ingest.client import ProcessIngest
 from manylora.adapters.jobs import IngestSettings
 from manylora.adapters.sources.upload_folders import folder_sources
 from manylora.adapters.store.store import Store
-from manylora.adapters.tiers.bank import CpuBank
+from manylora.adapters.tiers.bank import Bank, CpuBank
 from manylora.adapters.tiers.disk import DiskTier, ingest_rules
 from manylora.adapters.tiers.reader_threads import ThreadedReader
 from manylora.clock import Clock
@@ -18,11 +18,19 @@ from manylora.config.settings import enabled_sources
 
 
 def open_store(
-    *, config: AdaptersConfig, shape: BaseShape, base_dir: Path | None = None, dtype: str, folder: Path, clock: Clock
+    *,
+    config: AdaptersConfig,
+    shape: BaseShape,
+    base_dir: Path | None = None,
+    dtype: str,
+    bank: Bank | None = None,
+    folder: Path,
+    clock: Clock,
 ) -> Store:
-    """Return the store of a CPU server: the configured sources, an ingest process, the disk tier below `folder`.
+    """Return the store of a server: the configured sources, an ingest process, the disk tier below `folder`.
 
-    `dtype` is the back end's `lora_dtype`, as "bfloat16" or "float32"; `config.bank_bytes` is the memory plan's.
+    `dtype` is the back end's `lora_dtype`, as "bfloat16" or "float32"; `config.bank_bytes` is the memory plan's. `bank`
+    keeps what the kernels read; None: the bank of a CPU.
     """
     disk = DiskTier(
         folder, config.disk_bytes, dtype=dtype, base_fingerprint=shape.fingerprint, rules=ingest_rules(config)
@@ -56,7 +64,7 @@ def open_store(
         ingest=ProcessIngest(settings),
         reader=ThreadedReader(),
         disk=disk,
-        bank=CpuBank(config.bank_bytes),
+        bank=CpuBank(config.bank_bytes) if bank is None else bank,
         clock=clock,
         config=config,
     )

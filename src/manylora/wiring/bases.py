@@ -205,10 +205,12 @@ def _values(by_name: Mapping[str, int], setting: str, pairs: Sequence[str]) -> d
 
 def _own(config: Config, values: Mapping[str, str | None], num_bases: int) -> Config:
     """Return the settings of one base, without those of the others. `values`: its values of `OF_BASES`."""
+    ranks = int(values["tensor_parallel_of"] or config.model.tensor_parallel)
     model = dataclasses.replace(
         config.model,
         quantize=values["quantize_of"] or config.model.quantize,
-        tensor_parallel=int(values["tensor_parallel_of"] or config.model.tensor_parallel),
+        tensor_parallel=ranks,
+        device=config.model.device if num_bases == ranks == 1 else "cpu",  # `auto`; a named card has one base, one rank
         memory_share_of=(),
         quantize_of=(),
         max_model_len_of=(),

@@ -13,6 +13,7 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.base_shape import BaseShape, base_shape
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store.store import Store
+from manylora.adapters.tiers.bank import Bank, CardBank, CpuBank
 from manylora.clock import Clock, SystemClock
 from manylora.config.folders import cache_dir
 from manylora.config.settings import Config, enabled_sources
@@ -43,7 +44,7 @@ from manylora.system.resources import Resources, find_resources
 from manylora.wiring.adapter_store import open_store
 from manylora.wiring.load_progress import LoadProgress
 from manylora.wiring.memory_plan import MemoryPlan
-from manylora.wiring.planning import plan_here
+from manylora.wiring.planning import plan_card, plan_here
 from manylora.wiring.step_limits import step_limits
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,17 @@ ReportLine = Callable[[str], None]
 
 
 def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedModel]:
+    """Load the base model and wire an engine around it, on the back end of the settings.
+
+    Raises: as `build_engine_on`; `ConfigInvalid` for a card that torch does not find
+    """
+    resources = find_resources((os.getpid(),))
+    return build_engine_on(_choose_kernels(config, resources), config, report, resources)
+
+
+def build_engine_on(
+    kernels: Kernels, config: Config, report: ReportLine, resources: Resources
+) -> tuple[Engine, ServedModel]:
     """Load the base model and wire an engine around it.
 
     Raises: `StartupError` (unknown model, unsupported architecture, memory that cannot fit, an adapter's folder with a
@@ -63,8 +75,6 @@ def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedMode
     _refuse_adapters_named_as_the_base(config, served_name(config.model.base, base_dir))
     spec = read_spec(base_dir)
     formats = storage_formats(checked_entries(base_dir, spec))
-    resources = find_resources((os.getpid(),))
-    kernels = _choose_kernels(config, resources)
     threads = config.model.threads or resources.threads
     report(f"kernels {kernels.name} loaded, {kernels.form.weights} weights, {threads} threads")
     plan = make_plan(config, spec, kernels, resources)
@@ -134,6 +144,8 @@ def _refuse_adapters_named_as_the_base(config: Config, model_id: str) -> None:
 
 def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Resources) -> MemoryPlan:
     """Return the memory plan from shapes alone, so that an impossible plan is refused before a weight is read."""
+    if kernels.own_memory_bytes is not None:
+        return plan_card(config, spec, kernels.form, kernels.own_memory_bytes, resources.memory_bytes)
     return plan_here(config, spec, kernels.form, config.engine.memory_bytes or resources.memory_bytes)
 
 
@@ -193,6 +205,7 @@ def _choose_kernels(config: Config, resources: Resources) -> Kernels:
     kernels = select_kernels(
         config.model.kernels,
         threads,
+        device=config.model.device,
         quantize=config.model.quantize,
         spin_us=config.model.spin_us,
         cache_dir=cache_dir(config),
@@ -205,16 +218,26 @@ def _open_store(
     config: Config, plan: MemoryPlan, shape: BaseShape, base_dir: Path, kernels: Kernels, clock: Clock
 ) -> Store:
     adapters = dataclasses.replace(
-        config.adapters, bank_bytes=plan.bank_bytes, host_bytes=plan.bank_bytes, ingest_bytes=plan.ingest_bytes
+        config.adapters,
+        bank_bytes=plan.bank_bytes,
+        host_bytes=plan.host_tier_bytes or plan.bank_bytes,
+        ingest_bytes=plan.ingest_bytes,
     )
     return open_store(
         config=adapters,
         shape=shape,
         base_dir=base_dir,
         dtype=kernels.form.lora_dtype,
+        bank=_bank(kernels, plan.bank_bytes),
         folder=cache_dir(config) / "adapters",
         clock=clock,
     )
+
+
+def _bank(kernels: Kernels, num_bytes: int) -> Bank:
+    if kernels.own_memory_bytes is None:
+        return CpuBank(num_bytes)
+    return CardBank(num_bytes, kernels.place)
 
 
 def _served(

@@ -5,6 +5,7 @@ a machine, and as one device's shard. Imports without torch.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from manylora.adapters.store.loads import INGEST_FACTOR
 from manylora.config.groups.adapters import MIB
@@ -25,6 +26,8 @@ FILE_BYTES = 80 * MIB
 """Bytes of program files' pages that are always in use: dropped, they would be read again at once."""
 PROCESS_BYTES = EDGE_BYTES + ENGINE_BYTES + INGEST_PROCESS_BYTES + FILE_BYTES
 """Bytes of the processes together; `docs/decisions/memory.md` has the measurements and the command for them."""
+CARD_BYTES = 1024 * MIB
+"""Bytes of a card beside the plan's other lines: context, libraries, workspaces. An estimate, not a measurement."""
 
 
 def rank_process_bytes(ranks: int) -> int:
@@ -84,6 +87,9 @@ class MemoryPlan:
     ranks                ranks that share it; all other numbers are of one of them
     sliding_window       positions that a row of the model sees; None: all before it, in every sequence that fits
     blocks_per_sequence  blocks that one sequence of `max_model_len` positions holds at most at once
+    host_tier_bytes      packed images in host memory beside a card; 0 on a CPU
+    host_bytes           bytes that the processes of a server with a card may take of the host; None: not known
+    is_card              the parts are those of a card: ingest, prompts, host tier and processes take host memory
 
     On a CPU the bank and the host tier are the same memory, within the smaller of the two budgets.
     """
@@ -104,18 +110,33 @@ class MemoryPlan:
     prompt_bytes: int
     step_bytes: int
     process_bytes: int
+    host_tier_bytes: int = 0
+    host_bytes: int | None = None
+    is_card: bool = False
 
     @property
     def parts(self) -> dict[str, int]:
-        """Bytes of each part by its name."""
+        """Bytes of each part of the planned memory by its name."""
+        beside = {"adapter ingest": self.ingest_bytes, "prompts": self.prompt_bytes}
         return {
             "weights": self.weight_bytes,
             "KV cache": self.kv_bytes,
             "adapters": self.bank_bytes,
-            "adapter ingest": self.ingest_bytes,
-            "prompts": self.prompt_bytes,
+            **({} if self.is_card else beside),
             "step buffers": self.step_bytes,
             "processes": self.process_bytes,
+        }
+
+    @property
+    def host_parts(self) -> dict[str, int]:
+        """Bytes of each part of the host's memory beside a card; empty on a CPU."""
+        if not self.is_card:
+            return {}
+        return {
+            "host tier": self.host_tier_bytes,
+            "adapter ingest": self.ingest_bytes,
+            "prompts": self.prompt_bytes,
+            "processes": PROCESS_BYTES,
         }
 
     @property
@@ -128,16 +149,15 @@ class MemoryPlan:
         positions = self.kv_blocks * self.block_size
         sliding = "" if self.sliding_window is None else f", sliding window {self.sliding_window}"
         ranks = "" if self.ranks == 1 else f" for each of {self.ranks} ranks"
-        return [
-            f"memory available {_mib(self.available_bytes)}{ranks}",
-            f"  base weights   {_mib(self.weight_bytes)}",
-            f"  KV cache       {_mib(self.kv_bytes)}   {positions} positions, window {self.max_model_len}{sliding}",
-            f"  adapter bank   {_mib(self.bank_bytes)}",
-            f"  adapter ingest {_mib(self.ingest_bytes)}",
-            f"  prompts        {_mib(self.prompt_bytes)}",
-            f"  step buffers   {_mib(self.step_bytes)}",
-            f"  processes      {_mib(self.process_bytes)}",
-        ]
+        shown = {"weights": "base weights", "adapters": "adapter bank"}
+        notes = {"KV cache": f"   {positions} positions, window {self.max_model_len}{sliding}"}
+        lines = [f"{'card memory' if self.is_card else 'memory'} available {_mib(self.available_bytes)}{ranks}"]
+        for title, parts in (("", self.parts), ("host memory", self.host_parts)):
+            lines += [title] if title and parts else []
+            lines += [
+                f"  {shown.get(name, name):<14} {_mib(taken)}{notes.get(name, '')}" for name, taken in parts.items()
+            ]
+        return lines
 
     def objection(self) -> str | None:
         """Return the reason why the engine cannot start with this plan, with the arithmetic; None: it can."""
@@ -156,6 +176,12 @@ class MemoryPlan:
                 f"the KV cache of {_mib(self.kv_bytes)} holds {self.kv_blocks * self.block_size} positions, "
                 f"less than {needed}: {sum_text}; {_ADVICE}"
             )
+        taken = sum(self.host_parts.values())
+        if self.host_bytes is not None and taken > self.host_bytes:
+            return (
+                f"the host tier, ingest, prompts and processes take {_mib(taken)} of host memory, available "
+                f"{_mib(self.host_bytes)}; lower adapters.host_bytes or adapters.ingest_bytes"
+            )
         return None
 
     def _largest(self) -> str:
@@ -167,22 +193,25 @@ class MemoryPlan:
         return f"; the largest engine.max_model_len that fits is {self.most_kv_blocks * self.block_size}"
 
 
-def plan_memory(config: Config, sizes: BaseSizes, *, available_bytes: int) -> MemoryPlan:
+def plan_memory(config: Config, sizes: BaseSizes, *, available_bytes: int, host_bytes: int | None = None) -> MemoryPlan:
     """Divide the memory as `divide_memory`. Raises `MemoryPlanImpossible` with the base's name and the arithmetic."""
-    plan = divide_memory(config, sizes, available_bytes=available_bytes)
+    plan = divide_memory(config, sizes, available_bytes=available_bytes, host_bytes=host_bytes)
     if (why := plan.objection()) is not None:
         raise MemoryPlanImpossible(f"{sizes.name}: {why}. `manylora plan` shows what fits")
     return plan
 
 
-def divide_memory(config: Config, sizes: BaseSizes, *, available_bytes: int) -> MemoryPlan:
+def divide_memory(
+    config: Config, sizes: BaseSizes, *, available_bytes: int, host_bytes: int | None = None
+) -> MemoryPlan:
     """Divide the memory; settings that are 0 are derived.
 
     Args:
         sizes            of the base, or of one rank's shard if `model.tensor_parallel` is above 1
         available_bytes  bytes that the server's processes may take in all (`engine.memory_bytes`, else the rest in
                          the control groups or the machine, plus the bytes that the processes have taken already); an
-                         equal part of them for each rank
+                         equal part of them for each rank. With `model.device` a card: free bytes of the card
+        host_bytes       with a card: the same of the host; None: not known, and no derived value follows from it
     The derived values, where the rest is the memory that weights and processes leave:
         window      the model's own
         adapters    a quarter of the rest, 1 GiB at most
@@ -190,14 +219,17 @@ def divide_memory(config: Config, sizes: BaseSizes, *, available_bytes: int) -> 
         prompts     enough for the largest number of requests of a whole window, an eighth of the rest at most
         KV cache    two sequences of a whole window, or 256 positions a running sequence if that is more, as far as
                     memory allows. A sequence of a sliding window holds that window and one step's rows
+    On a card the bank gets a quarter of the rest whatever that is, and the host tier as much as the bank, a quarter of
+    the host's rest at most.
     Returns a plan that may not fit: `MemoryPlan.objection` says so.
     """
     engine = config.engine
     ranks = config.model.tensor_parallel
-    process_bytes = rank_process_bytes(ranks)
     window = min(engine.max_model_len or sizes.max_positions, sizes.max_positions)
+    is_card = config.model.device.startswith("cuda")
+    process_bytes = CARD_BYTES if is_card else rank_process_bytes(ranks)
     left = available_bytes - sizes.weight_bytes - sizes.step_bytes - process_bytes
-    bank, ingest, prompts = _shares(config, left, window)
+    shares = _card_shares(config, left, host_bytes, window) if is_card else _shares(config, left, window)
     sliding_window = sizes.sliding_window
     if sliding_window is not None and sliding_window >= window:
         sliding_window = None  # no row sees less than the whole sequence
@@ -207,7 +239,7 @@ def divide_memory(config: Config, sizes: BaseSizes, *, available_bytes: int) -> 
         blocks = engine.kv_bytes // sizes.kv_block_bytes
     else:
         wanted = max(2 * blocks_per_sequence, engine.max_running * -(-256 // engine.block_size))
-        blocks = min(wanted, max(0, left - bank - ingest - prompts) // sizes.kv_block_bytes)
+        blocks = min(wanted, max(0, left - shares.on_device) // sizes.kv_block_bytes)
     return MemoryPlan(
         base=sizes.name,
         ranks=ranks,
@@ -220,23 +252,54 @@ def divide_memory(config: Config, sizes: BaseSizes, *, available_bytes: int) -> 
         max_model_len=window,
         sliding_window=sliding_window,
         blocks_per_sequence=blocks_per_sequence,
-        bank_bytes=bank,
-        ingest_bytes=ingest,
-        prompt_bytes=prompts,
+        bank_bytes=shares.bank,
+        ingest_bytes=shares.ingest,
+        prompt_bytes=shares.prompts,
         step_bytes=sizes.step_bytes,
         process_bytes=process_bytes,
+        host_tier_bytes=shares.host_tier,
+        host_bytes=host_bytes if is_card else None,
+        is_card=is_card,
     )
 
 
-def _shares(config: Config, left: int, window: int) -> tuple[int, int, int]:
-    """Return the bytes of the adapter bank, of ingest and of prompts. `left`: bytes beside weights and processes."""
+class _Shares(NamedTuple):
+    """Bytes beside weights, KV cache and processes; `on_device` of them in the planned memory."""
+
+    bank: int
+    host_tier: int
+    ingest: int
+    prompts: int
+    on_device: int
+
+
+def _shares(config: Config, left: int, window: int) -> _Shares:
+    """Return the shares on a CPU. `left`: bytes beside weights and processes."""
     adapters = config.adapters
     given = [budget for budget in (adapters.host_bytes, adapters.bank_bytes) if budget]
     bank = min(given, default=max(0, min(_MOST_ADAPTER_BYTES, left // _SHARE_OF_ADAPTERS)))
-    largest = round(INGEST_FACTOR * adapters.max_bytes)
-    ingest = adapters.ingest_bytes or max(1, min(largest, left // _SHARE_OF_INGEST))
+    ingest, prompts = _beside(config, left, window)
+    return _Shares(bank, 0, ingest, prompts, bank + ingest + prompts)
+
+
+def _card_shares(config: Config, left: int, host_bytes: int | None, window: int) -> _Shares:
+    """Return the shares with a card, of which `left` bytes are beside weights and processes."""
+    adapters = config.adapters
+    host_left = None if host_bytes is None else host_bytes - PROCESS_BYTES
+    bank = adapters.bank_bytes or max(0, left // _SHARE_OF_ADAPTERS)
+    most = bank if host_left is None else max(0, host_left // _SHARE_OF_ADAPTERS)
+    ingest, prompts = _beside(config, host_left, window)
+    return _Shares(bank, adapters.host_bytes or min(bank, most), ingest, prompts, bank)
+
+
+def _beside(config: Config, left: int | None, window: int) -> tuple[int, int]:
+    """Return the bytes of ingest and of prompts in a memory of which `left` bytes are free; None: not known."""
+    largest = round(INGEST_FACTOR * config.adapters.max_bytes)
     most_prompts = BYTES_OF_A_WAITING_TOKEN * window * config.server.max_concurrent_requests
-    return bank, ingest, max(0, min(most_prompts, left // _SHARE_OF_PROMPTS))
+    if left is None:
+        return config.adapters.ingest_bytes or largest, most_prompts
+    ingest = config.adapters.ingest_bytes or max(1, min(largest, left // _SHARE_OF_INGEST))
+    return ingest, max(0, min(most_prompts, left // _SHARE_OF_PROMPTS))
 
 
 def _mib(num_bytes: int) -> str:

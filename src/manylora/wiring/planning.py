@@ -3,6 +3,7 @@
 No weight is read, no kernel is compiled, nothing is fetched. Imports without torch.
 """
 
+import dataclasses
 import os
 
 from manylora.config.folders import cache_dir
@@ -19,12 +20,26 @@ from manylora.wiring.memory_plan import MemoryPlan, base_sizes, plan_memory
 
 
 def planned_form(config: Config) -> StorageForm:
-    """Return the storage of the back end that the settings choose; without a compiler that of the reference kernels."""
-    return expected_form(config.model.kernels, config.model.quantize) if has_compiler() else FLOAT32
+    """Return the storage of the back end that the settings choose.
+
+    On a CPU without a compiler that is the form of the reference kernels.
+    """
+    model = config.model
+    if not model.device.startswith("cuda") and not has_compiler():
+        return FLOAT32
+    return expected_form(model.kernels, model.quantize, model.device)
 
 
 def available_bytes(config: Config) -> int:
-    """Return the bytes that a server may take: `engine.memory_bytes`, or what this machine has left."""
+    """Return the bytes that a server may take: `engine.memory_bytes`, or what this machine has left.
+
+    Raises: `ConfigInvalid` for a card without `engine.memory_bytes`, since its engine alone asks the card
+    """
+    if config.model.device.startswith("cuda") and not config.engine.memory_bytes:
+        raise ConfigInvalid(
+            f"the memory of model.device {config.model.device} is not known here: give engine.memory_bytes "
+            "(--device-memory)"
+        )
     return config.engine.memory_bytes or find_resources((os.getpid(),)).memory_bytes
 
 
@@ -47,18 +62,36 @@ def refuse_ranks(config: Config) -> None:
 
 
 def refuse_impossible_plan(config: Config) -> None:
-    """Raise `MemoryPlanImpossible` for a base that cannot fit, before it is fetched.
+    """Raise `MemoryPlanImpossible` for a base that cannot fit, and `ConfigInvalid` without a card, before a fetch.
 
-    A base whose shape is unknown here, since its repository was not pulled or its files are damaged, passes: the fetch
-    and the start check it.
+    A card's memory is unknown here, so that a base for one passes: its engine checks it before a weight is read. A base
+    whose shape is unknown here, since its repository was not pulled or its files are damaged, passes: the fetch and the
+    start check it.
     """
+    if config.model.device.startswith("cuda") and not has_cuda_device():
+        raise ConfigInvalid(f"model.device {config.model.device}: this machine has no CUDA card; use model.device cpu")
     try:
         facts = describe(config.model.base, cache_dir(config))
     except StartupError:
         return
     refuse_impossible_ranks(config, facts.spec)
     refuse_ranks(config)
-    plan_here(config, facts.spec, planned_form(config), available_bytes(config))
+    if config.model.device == "cpu":
+        plan_here(config, facts.spec, planned_form(config), available_bytes(config))
+
+
+def plan_card(config: Config, spec: ModelSpec, form: StorageForm, card_bytes: int, host_bytes: int) -> MemoryPlan:
+    """Return the plan of a base on a card with so many free bytes, beside so many of the host.
+
+    Raises: `MemoryPlanImpossible`, also for an `engine.memory_bytes` beyond the card's free bytes
+    """
+    asked = config.engine.memory_bytes
+    if asked > card_bytes:
+        raise MemoryPlanImpossible(
+            f"engine.memory_bytes is {byte_text(asked)}, and {config.model.device} has {byte_text(card_bytes)} free"
+        )
+    own = dataclasses.replace(config, model=dataclasses.replace(config.model, device="cuda"))  # `auto` has found it
+    return plan_memory(own, base_sizes(own, spec, form), available_bytes=asked or card_bytes, host_bytes=host_bytes)
 
 
 def plan_here(config: Config, spec: ModelSpec, form: StorageForm, num_bytes: int) -> MemoryPlan:

@@ -1,5 +1,6 @@
 """The device bank: the memory in which adapters lie while rows use them, each at its true rank."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -82,6 +83,47 @@ class CpuBank:
 
     def begin_place(self, image: HostImage) -> None:
         self._placed[image.digest] = placed_at(image, weights_of(image))
+        self._ended.append(image.digest)
+
+    def poll_placed(self) -> list[Digest]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def remove(self, digest: Digest) -> None:
+        del self._placed[digest]
+
+    def erase(self, digest: Digest) -> None:
+        self._placed.pop(digest).image.zero_()
+
+
+class CardBank:
+    """A `Bank` of tensors on the device. A placement is one copy, which ends before `begin_place` returns.
+
+    Args:  copy  returns a tensor of the host copied to the device, `Kernels.place`
+    """
+
+    is_host_memory = False
+
+    def __init__(self, total_bytes: int, copy: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.total_bytes = total_bytes
+        self._copy = copy
+        self._placed: dict[Digest, PlacedAdapter] = {}
+        self._ended: list[Digest] = []
+
+    def __len__(self) -> int:
+        return len(self._placed)
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._placed
+
+    def __getitem__(self, digest: Digest) -> PlacedAdapter:
+        return self._placed[digest]
+
+    def resize(self, total_bytes: int) -> None:
+        self.total_bytes = total_bytes
+
+    def begin_place(self, image: HostImage) -> None:
+        self._placed[image.digest] = placed_at(image, self._copy(weights_of(image)))
         self._ended.append(image.digest)
 
     def poll_placed(self) -> list[Digest]:

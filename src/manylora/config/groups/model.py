@@ -8,8 +8,10 @@ from manylora.config.declaration import setting
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
 DEFAULT_SPIN_US = 50  # docs/decisions/threads.md has the measurement
 TOOL_FORMATS = ("auto", "hermes", "mistral", "mistral-v11", "mistral-v13", "llama3")
-KERNELS = ("auto", "native", "native-bf16", "reference")
+KERNELS = ("auto", "native", "native-bf16", "reference", "torch")
 """Names of back ends; `kernels/select.py` makes each."""
+CARD_KERNELS = ("auto", "torch")
+"""Those of `KERNELS` that compute on a card."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,17 @@ class ModelConfig:
         serves none of them.
         """,
     )
+    device: str = setting(
+        "cpu",
+        check=checks.device,
+        text="""
+        The device of the arithmetic (flag `--device` of `serve` and `generate`): `cpu`, `cuda` (the first card),
+        `cuda:1` (the second) and so on, or `auto`: the first card where torch finds one, else the CPU. A card holds
+        weights, keys and values, and adapters in bf16, and serves one base; a host tier stands beside it
+        ([how](gpu.md)). `auto` stays on the CPU where `model.kernels`, `model.quantize`, a second base or several
+        ranks ask for it.
+        """,
+    )
     kernels: str = setting(
         "auto",
         choices=KERNELS,
@@ -82,11 +95,12 @@ class ModelConfig:
         The arithmetic. `native`: C++ kernels with bf16 weights and float32 activations. `native-bf16`: the same with
         activations rounded to bf16 in linear layers, more than twice as fast for many rows, on processors with
         AVX512-BF16 ([how](decisions/bf16-products.md)). `reference`: plain float32, slow, the oracle of the tests.
-        `auto`: `native-bf16` where it works, else `native`, or `reference` without a compiler. `auto` chooses by the
-        machine's features and never by a timing, so that equal machines, and one machine before and after a restart,
-        give the same tokens. A named back end that cannot work falls back to `native` with a warning. Machines with and
-        without AVX512-BF16 round differently: name `native` where both must agree. `onednn`, an earlier value, means
-        `native-bf16` until release 0.3, with a warning.
+        `torch`: operations of torch alone, on any `model.device`. `auto`: `torch` on a card; on a CPU `native-bf16`
+        where it works, else `native`, or `reference` without a compiler. `auto` chooses by the machine's features and
+        never by a timing, so that equal machines, and one machine before and after a restart, give the same tokens. A
+        named back end that cannot work falls back to `native` with a warning. Machines with and without AVX512-BF16
+        round differently: name `native` where both must agree. `onednn`, an earlier value, means `native-bf16` until
+        release 0.3, with a warning.
         """,
     )
     quantize: str = setting(

@@ -27,6 +27,7 @@ class CpuKernels:
     """
 
     device = "cpu"
+    own_memory_bytes: int | None = None
     owns_threads = True
     is_row_independent = True
     activation_dtype = torch.float32
@@ -52,6 +53,9 @@ class CpuKernels:
         self._functions = native.functions
         self._profile: NativeProfile | None = None
         self._sampled = _SampledRows(1)
+
+    def place(self, constant: Tensor) -> Tensor:
+        return constant
 
     def compile(self, forward: Forward) -> CompiledForward:
         """Return a function that captures `forward` at its first call and then replays it in one native call a step."""

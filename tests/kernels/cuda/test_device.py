@@ -1,0 +1,38 @@
+"""The device that a setting names is found, or refused in one line."""
+
+import pytest
+import torch
+
+from manylora.errors import ConfigInvalid
+from manylora.kernels.cuda.device import resolve
+from manylora.kernels.select import select_kernels
+
+without_card = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
+
+
+@without_card
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_a_card_that_torch_does_not_find_is_refused_in_one_line(name: str, kernels: str) -> None:
+    with pytest.raises(ConfigInvalid, match=f"^model.device {name}: torch .* CUDA.*; use model.device cpu$") as caught:
+        select_kernels(kernels, 1, device=name)
+    assert "\n" not in caught.value.message
+
+
+@without_card
+def test_auto_is_the_cpu_where_there_is_no_card() -> None:
+    assert resolve("auto").type == "cpu"
+    assert select_kernels("auto", 1, device="auto").name == select_kernels("auto", 1).name
+    assert select_kernels("torch", 1, device="auto").device == "cpu"
+
+
+def test_the_processor_s_own_kernels_stay_on_it_with_auto() -> None:
+    assert select_kernels("reference", 1, device="auto").own_memory_bytes is None
+    assert select_kernels("auto", 1, device="auto", quantize="int8").device == "cpu"
+
+
+def test_the_torch_kernels_of_the_cpu_compute_in_float32_on_host_memory() -> None:
+    kernels = select_kernels("torch", 1)
+    assert kernels.activation_dtype is torch.float32
+    assert kernels.own_memory_bytes is None
+    assert not kernels.is_row_independent
