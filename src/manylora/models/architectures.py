@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from manylora.models.config_fields import Fields, read_flag, read_size, refusal
-from manylora.models.experts import EXPERT_FIELDS
+from manylora.models.experts import MIXTRAL, QWEN3_MOE, MixtureFields
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -19,12 +19,14 @@ class Windowed(Enum):
 
     NONE       no layer
     ALL        every layer, by `sliding_window` alone
+    ASKED      every layer, with `use_sliding_window`
     LATER      with `use_sliding_window`, the layers from `max_window_layers` on, or those that `layer_types` names
     UNROTATED  with `use_sliding_window`, the layers without rotation, or those that `layer_types` names
     """
 
     NONE = auto()
     ALL = auto()
+    ASKED = auto()
     LATER = auto()
     UNROTATED = auto()
 
@@ -32,6 +34,7 @@ class Windowed(Enum):
 _WINDOW_FIELDS = {
     Windowed.NONE: (),
     Windowed.ALL: ("sliding_window",),
+    Windowed.ASKED: ("sliding_window", "use_sliding_window"),
     Windowed.LATER: ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
     Windowed.UNROTATED: ("sliding_window", "use_sliding_window", "layer_types"),
 }
@@ -47,7 +50,8 @@ class Architecture:
     has_head_norms        each head of q and of k is normed before its rotation
     windowed              the layers with a window
     has_unrotated_layers  `no_rope_layers` names layers without rotation
-    has_experts           each block has a mixture of experts
+    experts               the fields of the mixture that each block has; None: it has a feed-forward layer
+    type_name             `model_type` where it is not the name in small letters
     """
 
     name: str
@@ -57,18 +61,24 @@ class Architecture:
     has_head_norms: bool = False
     windowed: Windowed = Windowed.NONE
     has_unrotated_layers: bool = False
-    has_experts: bool = False
+    experts: MixtureFields | None = None
+    type_name: str | None = None
 
     @property
     def model_type(self) -> str:
         """The name by which transformers finds the class: config.json has it as `model_type`."""
-        return self.name.removesuffix("ForCausalLM").lower()
+        return self.type_name or self.name.removesuffix("ForCausalLM").lower()
+
+    @property
+    def inner_width(self) -> str:
+        """The field with the width of the feed-forward layer, or of each expert."""
+        return "intermediate_size" if self.experts is None else self.experts.width
 
     @property
     def reads(self) -> frozenset[str]:
         """Fields of config.json that the class reads beside those of every class."""
         rotation = ("no_rope_layers", "no_rope_layer_interval") if self.has_unrotated_layers else ()
-        experts = EXPERT_FIELDS if self.has_experts else ()
+        experts = () if self.experts is None else self.experts.names
         return frozenset((*self.bias_fields, *_WINDOW_FIELDS[self.windowed], *rotation, *experts))
 
 
@@ -89,7 +99,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             name="MixtralForCausalLM",
             defaults={"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
             windowed=Windowed.ALL,
-            has_experts=True,
+            experts=MIXTRAL,
         ),
         Architecture(name="Qwen2ForCausalLM", defaults=_QWEN_DEFAULTS, biased=("qkv",), windowed=Windowed.LATER),
         Architecture(
@@ -98,6 +108,15 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             bias_fields=_ATTENTION_BIAS,
             has_head_norms=True,
             windowed=Windowed.LATER,
+        ),
+        Architecture(
+            name="Qwen3MoeForCausalLM",
+            defaults={"num_key_value_heads": 4, "sliding_window": 4_096, "moe_intermediate_size": 768},
+            bias_fields=_ATTENTION_BIAS,
+            has_head_norms=True,
+            windowed=Windowed.ASKED,
+            experts=QWEN3_MOE,
+            type_name="qwen3_moe",
         ),
         Architecture(
             name="SmolLM3ForCausalLM",
@@ -165,6 +184,8 @@ def parse_windows(
         return window, ()
     if not read_flag(config, "use_sliding_window"):
         window = None
+    if windowed is Windowed.ASKED:
+        return window, ()
     named = _layers_by_type(config, num_layers)
     if named is not None:
         sliding = named

@@ -1,10 +1,11 @@
 """The tensors of a mixture of experts in a checkpoint, by their paths inside a block. Without torch.
 
-Files have one of two forms. The separate form has three matrices for each expert, as the first Mixtral files do; the
-fused form has two tensors for all experts, as transformers 5 holds them in memory. The fused form is read as the
-separate one, so that one expert's matrix is in memory at a time.
+Files have one of three forms. The separate forms have three matrices for each expert, under the names of Mixtral or of
+Qwen3-MoE; the fused form has two tensors for all experts, as transformers 5 holds them in memory. Each form is read as
+Mixtral's separate one, so that one expert's matrix is in memory at a time.
 
-  separate  block_sparse_moe.gate.weight   block_sparse_moe.experts.N.w1, w3 and w2.weight
+  Mixtral   block_sparse_moe.gate.weight   block_sparse_moe.experts.N.w1, w3 and w2.weight
+  Qwen      mlp.gate.weight                mlp.experts.N.gate_proj, up_proj and down_proj.weight
   fused     mlp.gate.weight                mlp.experts.gate_up_proj (experts, 2 * intermediate, hidden), w1 first
                                            mlp.experts.down_proj (experts, hidden, intermediate)
 """
@@ -20,6 +21,7 @@ from manylora.models.spec import ModelSpec
 
 ROUTER_PATH = f"{MIXTURE_PATH}.gate.weight"
 """The path of the matrix (experts, hidden) that scores the experts."""
+_QWEN = re.compile(r"(model\.layers\.[0-9]+)\.mlp\.experts\.([0-9]+)\.(gate|up|down)_proj\.weight", re.ASCII)
 _FUSED = re.compile(r"(model\.layers\.[0-9]+)\.mlp\.(?:(gate\.weight)|experts\.(gate_up|down)_proj)", re.ASCII)
 
 
@@ -38,11 +40,13 @@ def mixture_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def separate_experts(entries: Mapping[str, DenseTensor]) -> dict[str, StoredTensor]:
-    """Return the tensors of a checkpoint in the separate form. Others, and stacks of odd shapes, stay as they are."""
+    """Return the tensors of a checkpoint in Mixtral's form. Others, and stacks of odd shapes, stay as they are."""
     found: dict[str, StoredTensor] = {}
     for name, tensor in entries.items():
         match = _FUSED.fullmatch(name)
-        if match is None:
+        if (own := _QWEN.fullmatch(name)) is not None:
+            found[f"{own[1]}.{expert_path(int(own[2]), Projection[own[3].upper()])}"] = tensor
+        elif match is None:
             found[name] = tensor
         elif match[2]:
             found[f"{match[1]}.{ROUTER_PATH}"] = tensor

@@ -148,7 +148,7 @@ def parse_spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Mode
         heads=heads,
         kv_heads=_kv_heads(config, heads),
         head_dim=_head_dim(config, hidden, heads),
-        intermediate=read_size(config, "intermediate_size"),
+        intermediate=read_size(config, architecture.inner_width),
         vocab=read_size(config, "vocab_size"),
         max_positions=_max_positions(config, rope),
         norm_eps=_norm_eps(config),
@@ -161,7 +161,7 @@ def parse_spec(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Mode
         has_head_norms=architecture.has_head_norms,
         full_layers=full_layers,
         unrotated_layers=unrotated,
-        experts=parse_experts(config) if architecture.has_experts else None,
+        experts=None if architecture.experts is None else parse_experts(config, architecture.experts),
     )
 
 

@@ -1,6 +1,6 @@
 """The metadata of a model in a GGUF file, as the fields of a config.json.
 
-Supported architectures: llama (Llama, Mistral, Mixtral), qwen2, qwen3, smollm3, as far as
+Supported architectures: llama (Llama, Mistral, Mixtral), qwen2, qwen3, qwen3moe, smollm3, as far as
 `models/spec.py` takes their config.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and the names in llama.cpp's `gguf-py`.
 """
@@ -20,6 +20,7 @@ _CLASSES = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
 }
 _SMOLLM3_INTERVAL = 4
@@ -36,6 +37,10 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "attention.max_alibi_bias": (0.0,),
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),
+    "expert_shared_count": (0,),
+    "expert_weights_scale": (0.0, 1.0),
+    "expert_gating_func": (0, 1),  # softmax
+    "leading_dense_block_count": (0,),
     "rope.scaling.alpha": (),
     "rope.scaling.attn_factor": (1.0,),
     "rope.scaling.yarn_log_multiplier": (),
@@ -111,6 +116,8 @@ def config_of(source: GgufModel) -> dict[str, Any]:
 def _class_of(fields: GgufFields, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
     """Return the class of transformers, and its own fields. The architecture llama stands for several classes."""
     window, experts = fields.own("attention.sliding_window"), fields.own("expert_count", 0)
+    if fields.architecture == "qwen3moe":
+        return _qwen3_moe(fields, tensors)
     if fields.architecture != "llama":
         if experts:
             raise ModelUnsupported(f"{fields.file}: {fields.architecture}.expert_count = {experts} is not supported")
@@ -131,6 +138,19 @@ def _class_of(fields: GgufFields, tensors: Mapping[str, GgufTensor]) -> dict[str
         "model_type": "llama",
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+    }
+
+
+def _qwen3_moe(fields: GgufFields, tensors: Mapping[str, GgufTensor]) -> dict[str, Any]:
+    """Return the fields of the mixture. llama.cpp divides the weights of the chosen experts by their sum always."""
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_experts": fields.size("expert_count"),
+        "num_experts_per_tok": fields.size("expert_used_count"),
+        "moe_intermediate_size": fields.size("expert_feed_forward_length"),
+        "norm_topk_prob": fields.own("expert_weights_norm", True),
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
     }
 
 
