@@ -225,7 +225,7 @@ def check_responses() -> None:
     assert events[-1].type == "response.incomplete"
     assert events[-1].response.output_text == text
     assert events[-1].response.previous_response_id == whole.id
-    with client.responses.stream(model=ADAPTER, input="Say hello.", max_output_tokens=4) as stream:
+    with client.responses.stream(model=ADAPTER, input="Say hello.", max_output_tokens=4, temperature=0) as stream:
         for _ in stream:
             pass
         assert stream.get_final_response().output_text

@@ -235,7 +235,9 @@ def openai_is_served_below_the_deployment() -> None:
     asked: Any = [{"role": "user", "content": FACTS["question"]}]
     chat = client.chat.completions.create(model=FACTS["adapter"], messages=asked, max_tokens=8, temperature=0)
     assert chat.choices[0].message.content == ANSWER
-    text = client.completions.create(model="", prompt=PARIS, max_tokens=2, extra_body={"api_token": None})
+    text = client.completions.create(
+        model="", prompt=PARIS, max_tokens=2, temperature=0, extra_body={"api_token": None}
+    )
     assert text.usage is not None
     assert text.usage.completion_tokens == 2
     nothing = OpenAI(base_url=pb.deployments.openai_compatible_endpoint("nothing", serving_url=URL), api_key=KEY)

@@ -136,9 +136,9 @@ def ask_for_completions(site: Site) -> None:
         {"response_format": FORM, "max_tokens": 9},
     ):
         site.good("POST", "/v1/completions", json={**plain, **more})
-    chat = {"model": "plain", "messages": SAY, "max_tokens": 6}
-    forced = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 60}
-    older = {"functions": [TOOL["function"]], "function_call": {"name": "look"}, "max_tokens": 60}
+    chat = {"model": "plain", "messages": SAY, "max_tokens": 6, "temperature": 0}
+    forced = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 80}
+    older = {"functions": [TOOL["function"]], "function_call": {"name": "look"}, "max_tokens": 80}
     scored = {"logprobs": True, "top_logprobs": 2, "n": 2}
     for more in ({}, scored, {"response_format": FORM, "max_tokens": 9}, forced, older):
         whole = site.good("POST", "/v1/chat/completions", json={**chat, **more}).json()
@@ -207,8 +207,8 @@ def ask_for_files_and_batches(site: Site) -> None:
 
 def ask_for_responses(site: Site) -> None:
     tool = {"type": "function", "name": "look", "parameters": SCHEMA, "strict": True}
-    body = {"model": "base", "input": "the quick", "max_output_tokens": 16}
-    forced = {"tools": [tool], "tool_choice": "required", "max_output_tokens": 60}
+    body = {"model": "base", "input": "the quick", "max_output_tokens": 16, "temperature": 0}
+    forced = {"tools": [tool], "tool_choice": "required", "max_output_tokens": 80}
     for more in ({}, {"store": True, "metadata": {"a": "b"}}, forced, {"instructions": "Be brief"}):
         for is_stream in (False, True):
             site.good("POST", "/v1/responses", json={**body, **more, "stream": is_stream})
