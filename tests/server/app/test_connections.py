@@ -9,7 +9,8 @@ import httpx2
 import pytest
 
 from manylora.http.connections import ConnectionLimits
-from tests.server.app.test_server_process import forked_server, is_answered, until
+from tests.server.app.test_server_process import forked_server, is_answered
+from tests.support.waiting import PATIENCE_S, wait_for
 
 MOST = 8
 HALF_A_HEAD = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
@@ -24,9 +25,10 @@ SETTINGS = (f"server.max_connections={MOST}", "control.signup_open=true", "serve
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
-    own = ("server.head_timeout_s=0.4", "server.body_idle_s=0.4")
-    with forked_server(tmp_path_factory.mktemp("served"), *own, *SETTINGS) as (_, client):
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    """The client of a server that ends a connection soon for its silence."""
+    own = ("server.head_timeout_s=1", "server.body_idle_s=1")
+    with forked_server(tmp_path_factory.mktemp("hasty"), *own, *SETTINGS) as (_, client):
         yield client
 
 
@@ -39,7 +41,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]
 
 
 def connect(client: httpx2.Client) -> socket.socket:
-    return socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20)
+    return socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=PATIENCE_S)
 
 
 def said(connection: socket.socket) -> bytes:
@@ -50,28 +52,42 @@ def said(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-@pytest.mark.parametrize(
-    ("sent", "setting"),
-    [
-        (b"", "server.head_timeout_s"),
-        (HALF_A_HEAD, "server.head_timeout_s"),
-        (WHOLE + HALF_A_HEAD, "server.head_timeout_s"),
-        (b"\r\n", "server.head_timeout_s"),
-    ],
-    ids=["nothing", "half a head", "half a second head", "an empty line"],
-)
-def test_a_head_that_does_not_come_ends_its_connection(client: httpx2.Client, sent: bytes, setting: str) -> None:
-    with connect(client) as connection:
-        connection.sendall(sent)
-        *_, head, body = said(connection).split(b"\r\n\r\n")
+HEADS = {
+    "nothing": b"",
+    "half a head": HALF_A_HEAD,
+    "half a second head": WHOLE + HALF_A_HEAD,
+    "an empty line": b"\r\n",
+}
+
+
+@pytest.fixture(scope="module")
+def silent(hasty: httpx2.Client) -> Iterator[dict[str, socket.socket]]:
+    """A connection for each of `HEADS` that has sent it; their times run side by side."""
+    with contextlib.ExitStack() as stack:
+        connections = {name: stack.enter_context(connect(hasty)) for name in HEADS}
+        for name, connection in connections.items():
+            connection.sendall(HEADS[name])
+        yield connections
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_does_not_come_ends_its_connection(silent: dict[str, socket.socket], name: str) -> None:
+    *_, head, body = said(silent[name]).split(b"\r\n\r\n")
     assert b"HTTP/1.1 408 Request Timeout" in head
     assert json.loads(body)["code"] == "request_timeout"
-    assert setting in json.loads(body)["error"]
+    assert "server.head_timeout_s" in json.loads(body)["error"]
 
 
-def test_a_body_that_stands_still_ends_its_connection(client: httpx2.Client) -> None:
-    key = client.post("/v1/signup", json={"id": "slow"}).json()["key"]["key"]
-    with connect(client) as connection:
+def test_a_body_that_stands_still_ends_its_connection(hasty: httpx2.Client) -> None:
+    made: list[httpx2.Response] = []
+
+    def is_made() -> bool:  # the body of this request may be late, too
+        made.append(hasty.post("/v1/signup", json={"id": "slow"}))
+        return made[-1].status_code == 201
+
+    wait_for(is_made)
+    key = made[-1].json()["key"]["key"]
+    with connect(hasty) as connection:
         connection.sendall(
             HALF_A_BODY.replace(b"Content-Type", f"Authorization: Bearer {key}\r\nContent-Type".encode())
         )
@@ -80,16 +96,16 @@ def test_a_body_that_stands_still_ends_its_connection(client: httpx2.Client) -> 
     assert b"server.body_idle_s" in answered
 
 
-def test_a_body_that_stands_still_after_its_answer_ends_its_connection(client: httpx2.Client) -> None:
-    with connect(client) as connection:
+def test_a_body_that_stands_still_after_its_answer_ends_its_connection(hasty: httpx2.Client) -> None:
+    with connect(hasty) as connection:
         connection.sendall(HALF_A_BODY)  # without a key
         answered = said(connection)
     assert answered.startswith(b"HTTP/1.1 401 Unauthorized")
     assert answered.count(b"HTTP/1.1") == 1
 
 
-def test_a_head_without_end_is_refused(client: httpx2.Client) -> None:
-    with connect(client) as connection:
+def test_a_head_without_end_is_refused(patient: httpx2.Client) -> None:
+    with connect(patient) as connection:
         connection.sendall(HALF_A_HEAD + b"a" * 70_000)
         assert said(connection).startswith(b"HTTP/1.1 431 Request Header Fields Too Large")
 
@@ -107,9 +123,9 @@ def test_trailers_without_end_are_refused(patient: httpx2.Client, endless: bytes
         assert said(connection).startswith(b"HTTP/1.1 431 Request Header Fields Too Large")
 
 
-def test_a_trailer_changes_nothing_of_the_head(client: httpx2.Client) -> None:
+def test_a_trailer_changes_nothing_of_the_head(patient: httpx2.Client) -> None:
     chunked = b"POST /v1/signup HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with connect(client) as connection:
+    with connect(patient) as connection:
         trailers = b"0\r\nContent-Type: application/json\r\n\r\n"
         connection.sendall(chunked + b'f\r\n{"id": "afoot"}\r\n' + trailers + WHOLE.replace(b"\r\n\r\n", CLOSE))
         answered = said(connection)
@@ -122,8 +138,8 @@ def test_a_trailer_changes_nothing_of_the_head(client: httpx2.Client) -> None:
     [b"\x16\x03\x01\x02\x00\x01", b"BREW /health HTTP/1.1\r\n\r\n", b"GET http://127.0.0.1?a HTTP/1.1\r\n\r\n"],
     ids=["TLS", "unknown method", "no path"],
 )
-def test_what_is_no_http_gets_an_error_of_the_usual_form(client: httpx2.Client, sent: bytes) -> None:
-    with connect(client) as connection:
+def test_what_is_no_http_gets_an_error_of_the_usual_form(patient: httpx2.Client, sent: bytes) -> None:
+    with connect(patient) as connection:
         connection.sendall(sent)
         head, body = said(connection).split(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request")
@@ -134,18 +150,18 @@ def test_what_is_no_http_gets_an_error_of_the_usual_form(client: httpx2.Client, 
 def test_connections_beyond_the_limit_are_closed_and_room_comes_back(patient: httpx2.Client) -> None:
     held = [connect(patient) for _ in range(MOST)]  # the client's own may count, too
     with connect(patient) as one_more:
-        one_more.settimeout(20)
+        one_more.settimeout(PATIENCE_S)
         with contextlib.suppress(ConnectionResetError):
             assert one_more.recv(1) == b""
     for connection in held:
         connection.close()
-    until(lambda: is_answered(patient))
+    wait_for(lambda: is_answered(patient))
 
 
-def test_a_loopback_caller_s_word_for_its_address_counts_for_nothing(client: httpx2.Client) -> None:
+def test_a_loopback_caller_s_word_for_its_address_counts_for_nothing(patient: httpx2.Client) -> None:
     """As a process: uvicorn itself would believe what comes from 127.0.0.1."""
     codes = [
-        client.post("/v1/signup", json={"id": f"lie-{n}"}, headers={"x-forwarded-for": f"198.51.100.{n}"}).status_code
+        patient.post("/v1/signup", json={"id": f"lie-{n}"}, headers={"x-forwarded-for": f"198.51.100.{n}"}).status_code
         for n in range(8)
     ]
     assert codes[-1] == 429
