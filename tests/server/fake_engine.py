@@ -1,10 +1,11 @@
 """A deterministic engine without a model: it says what the prompt tells it to, and fails when told to.
 
 Prompts:  `SAY:text` generates text, then ends the sequence; else the reply is `Hello from <adapter or base>.`
-          `HOLD` never ends;  `CRASH` makes a step raise;  `EXIT` kills the process;  `WAIT` never starts;
-          `LOAD` waits for its adapter for ever;  `SPIN` computes for four seconds before its first token;
+          `HOLD` never ends, whatever its budget;  `WAIT` never starts;
+          `CRASH` makes a step raise;  `EXIT` kills the process;
+          `LOAD` waits for its adapter for ever;  `SPIN` computes for two seconds before its first token;
           `PART` is computed up to `part` positions, and no further;  `PAIR` gets two tokens a step;
-          `GATE` never goes on in a server whose folder has a file `gate`
+          `GATE` waits while the server's folder has a file `gate`, and `REST` does so after its first token
 Adapters: `fail-<ErrorClass>` fails with that class of `errors/`; `missing…` is not found; any other name is known
 """
 
@@ -46,7 +47,7 @@ from tests.server.fake_texts import FakeTexts
 from tests.server.tiny_tokenizer import EOS, VOCAB_SIZE, save_tokenizer
 
 STEP_S = 0.002
-SPIN_S = 4.0
+SPIN_S = 2.0
 QUEUE_MS = 7.0
 MAX_MODEL_LEN = 512
 NOTHING_STORED = StoreStats(
@@ -93,7 +94,7 @@ class FakeEngine:
         self.first_alternative = 65
         self.longest = 0  # most tokens that any sequence was given
         self.part = 0
-        self.is_gated = False
+        self.gate: Path | None = None
         self.cached = 0  # prompt positions found in the cache, of those computed
 
     @property
@@ -153,8 +154,7 @@ class FakeEngine:
                     pass
             if "EXIT" in live.prompt and live.generated:
                 os._exit(9)
-            held = ("WAIT", "LOAD", "PART", "GATE") if self.is_gated else ("WAIT", "LOAD", "PART")
-            if any(word in live.prompt for word in held):
+            if self._is_gated(live) or any(word in live.prompt for word in ("WAIT", "LOAD", "PART")):
                 continue
             if live.request.stop.max_new_tokens == 0:
                 del self.live[live.request.id]
@@ -165,6 +165,10 @@ class FakeEngine:
                     tokens.append(self._token(live))
         finished, self._finished = tuple(self._finished), []
         return StepEvents(tuple(tokens), finished)
+
+    def _is_gated(self, live: _Live) -> bool:
+        waits = "GATE" in live.prompt or ("REST" in live.prompt and live.generated)
+        return bool(waits) and self.gate is not None and self.gate.exists()
 
     def shutdown(self) -> StepEvents:
         failure = Failure(error="Unavailable", message="the server is shutting down; repeat the request")
@@ -218,7 +222,8 @@ class FakeEngine:
             cached_tokens=min(self.cached, len(request.tokens)) if position == 0 else None,
             prompt=_scores(request) if position == 0 else None,
         )
-        self._end_if_over(live, token_id)
+        if "HOLD" not in live.prompt:
+            self._end_if_over(live, token_id)
         return event
 
     def _end_if_over(self, live: _Live, token_id: int) -> None:
@@ -322,5 +327,5 @@ def build(config: Config, tell: ProgressLine) -> tuple[FakeEngine, ServedModel]:
     if (directory / "slowly").exists():
         SystemClock().sleep_s(60)
     engine = FakeEngine(Tokenizer(directory, model_id="tiny"))
-    engine.is_gated = (directory / "gate").exists()
+    engine.gate = directory / "gate"
     return engine, served_for(directory)

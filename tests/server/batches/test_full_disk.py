@@ -23,8 +23,10 @@ def upload(server: SmallDisk, content: bytes) -> httpx2.Response:
 
 def test_uploads_are_refused_whole_and_results_wait_for_room(tmp_path: Path) -> None:
     settings = ("storage.dir={disk}/storage", f"metering.dir={tmp_path}/metering", "batches.lines_at_once=1")
+    gate = tmp_path / "gate"
+    gate.touch()
     with small_disk(tmp_path, *settings) as server:
-        file_id = upload(server, jsonl([line(str(n), "SAY:" + "x" * 14) for n in range(LINES)])).json()["id"]
+        file_id = upload(server, jsonl([line(str(n), "GATE SAY:" + "x" * 14) for n in range(LINES)])).json()["id"]
         body = {"input_file_id": file_id, "endpoint": COMPLETIONS, "completion_window": "24h"}
         batch_id = server.client.post("/v1/batches", json=body).json()["id"]
 
@@ -34,6 +36,7 @@ def test_uploads_are_refused_whole_and_results_wait_for_room(tmp_path: Path) -> 
         server.fill()
         refused = upload(server, b"x" * 100_000)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "storage_unavailable")
+        gate.unlink()  # no line ends before the disk is full
         wait_for(lambda: server.told("storage.unavailable") > 2 or batch()["status"] == "completed")
         assert batch()["status"] != "completed"
         assert server.ask().status_code == 200  # other requests go on

@@ -29,6 +29,7 @@ from tests.server.asgi_client import Caller
 from tests.server.fake_control import FakeControl
 from tests.server.fake_engine import FakeEngine, served_for
 from tests.server.tiny_tokenizer import save_tokenizer
+from tests.support.waiting import PATIENCE_S
 
 PRICE = PriceFacts(base=BASE, version=1, effective_ms=0, input_nanousd=10, output_nanousd=30, cached_input_nanousd=1)
 PART, CACHED = 6, 4
@@ -80,7 +81,7 @@ class House:
         return await self.client.post(path, json=body, headers={"authorization": f"Bearer {self.key}"})
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not holds():  # noqa: ASYNC110  what is awaited happens in threads
                 await asyncio.sleep(0.001)
 
@@ -106,7 +107,7 @@ async def open_house(folder: Path, *, limits: Limits, credit: int) -> AsyncItera
     app = create_app(Config(), [base], meter=meter, access=access)
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
-        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=PATIENCE_S) as client:
             yield House(app, client, engine, link, meter, control, key)
     finally:
         await link.close()
@@ -222,7 +223,7 @@ def test_a_whole_reply_whose_caller_leaves_is_charged_as_far_as_it_came(in_house
 
 def test_who_reads_no_further_pays_for_all_that_was_generated_for_him(in_house: Callable[..., None]) -> None:
     async def scenario(house: House) -> None:
-        caller, work = await house.begin(STREAM, {"inputs": "HOLD", "parameters": {"max_new_tokens": 40}})
+        caller, work = await house.begin(STREAM, {"inputs": "SAY:" + "x" * 60, "parameters": {"max_new_tokens": 40}})
         caller.may_send.clear()
         record = await house.last_record()  # while its reader stalls
         assert (record.finish_reason, record.charged_completion_tokens) == ("length", 40)
