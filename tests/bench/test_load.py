@@ -9,6 +9,7 @@ from typing import Any
 
 from manylora.bench.load import Figures, drawn, models, run_load
 from manylora.bench.workloads import Workload
+from tests.support.waiting import PATIENCE_S
 
 WORKLOAD = Workload(prompt=5, output=4, streams=3)
 PIECE_S = 0.02
@@ -67,17 +68,24 @@ async def serving(script: Script, bodies: list[dict[str, Any]]) -> AsyncIterator
         server.close()
 
 
-def load(script: Script, seconds: float = 0.5) -> tuple[Figures, list[dict[str, Any]]]:
-    async def run() -> tuple[Figures, list[dict[str, Any]]]:
+def load(script: Script, least: int = 0) -> tuple[Figures, list[dict[str, Any]]]:
+    """The figures of a load that is long enough for so many requests to end, and the requests of it."""
+
+    async def run(seconds: float) -> tuple[Figures, list[dict[str, Any]]]:
         bodies: list[dict[str, Any]] = []
         async with serving(script, bodies) as url:
-            return await run_load(url, WORKLOAD, drawn(models(["one", "two"])), 50, seconds, patience_s=5.0), bodies
+            targets = drawn(models(["one", "two"]))
+            return await run_load(url, WORKLOAD, targets, 50, seconds, patience_s=PATIENCE_S), bodies
 
-    return asyncio.run(run())
+    seconds = 0.2
+    while (found := asyncio.run(run(seconds)))[0].requests < least:
+        assert seconds < PATIENCE_S
+        seconds *= 2
+    return found
 
 
 def test_every_stream_asks_for_distinct_tokens_of_the_drawn_models() -> None:
-    figures, bodies = load(answer)
+    figures, bodies = load(answer, 1)
     assert figures.errors == 0
     assert len(bodies) >= figures.requests > 0
     assert {body["model"] for body in bodies} == {"one", "two"}
@@ -90,7 +98,7 @@ def test_every_stream_asks_for_distinct_tokens_of_the_drawn_models() -> None:
 
 
 def test_tokens_are_counted_and_not_pieces() -> None:
-    figures, _ = load(answer)
+    figures, _ = load(answer, 2 * WORKLOAD.streams)
     # Two pieces of two tokens: what a piece stands for is known from the usage.
     assert figures.all_output_tokens % 2 == 0
     assert figures.all_output_tokens >= 4 * figures.requests > 0
@@ -105,7 +113,7 @@ def test_refusals_are_errors_with_their_text_and_no_figures() -> None:
 
 
 def test_a_server_that_ends_an_answer_by_closing_is_asked_again() -> None:
-    figures, bodies = load(close_after_done)
+    figures, bodies = load(close_after_done, 1)
     assert figures.errors == 0
     assert len(bodies) > WORKLOAD.streams
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tests.forks import COMMAND, Fork, forks
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 EDGE_TOKEN = "a-token-for-the-tests-only"
 
@@ -25,7 +25,7 @@ class ControlProcess:
     def stop(self) -> int:
         """Ask it to leave; returns its exit status. What it printed becomes `admin_key`."""
         self.process.terminate()
-        code = self.process.wait(30)
+        code = self.process.wait(PATIENCE_S)
         self.admin_key = self.admin_key or self.printed.read_text(encoding="utf-8").partition("\n")[2].strip()
         return code
 

@@ -19,6 +19,7 @@ from manylora.models.fetch.pull import import_wheel, install, pull
 from manylora.models.text.token_files import SPECIAL_TOKENS_FILE, TEMPLATE_FILES
 from tests.models.test_llama import SMALL, save_random
 from tests.models.tiny_tokenizers import save_byte_level
+from tests.support.waiting import PATIENCE_S
 
 COMMIT = "a" * 40
 
@@ -157,7 +158,7 @@ def test_pulls_side_by_side_fetch_once(base: Path, tmp_path: Path) -> None:
         copy_base(base, partial)
 
     def one(_: int) -> Path:
-        together.wait(10)
+        together.wait(PATIENCE_S)
         return install(tmp_path / "x", fetch)
 
     with ThreadPoolExecutor(4) as pool:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from manylora.server.app.application import EdgeApp
+from tests.support.waiting import PATIENCE_S
 
 
 class Caller:
@@ -30,7 +31,7 @@ class Caller:
 
     async def chunk(self) -> bytes | None:
         """The next piece of the body; None at its end."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.chunks.get()
 
     async def rest(self) -> bytes:

@@ -24,6 +24,7 @@ from manylora.tenancy import RepositoryFacts, Snapshot, TenantFacts
 from tests.server.fake_control import PEPPER, FakeControl
 from tests.server.fake_engine import FakeEngine, served_for
 from tests.server.tiny_tokenizer import CHAT_TEMPLATE, save_tokenizer
+from tests.support.waiting import PATIENCE_S
 
 
 @dataclass
@@ -41,7 +42,7 @@ class House:
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Let the loop run until something holds; a test's time limit ends it otherwise."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not holds():  # noqa: ASYNC110  what is awaited happens in the engine's thread
                 await asyncio.sleep(0.001)
 
@@ -94,7 +95,7 @@ async def open_house(
     app = create_app(config, [base], clock=clock, access=access, control=control)
     transport = httpx2.ASGITransport(app=app, client=(client_host, 1))  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
-        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=PATIENCE_S) as client:
             yield House(client, app, engine, link, tokenizer)
     finally:
         await link.close()

@@ -3,7 +3,6 @@
 import fcntl
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,8 @@ import pytest
 from tests.conftest import long
 from tests.control.plane import EDGE_TOKEN
 from tests.support.paths import ROOT
-from tests.support.waiting import wait_for
+from tests.support.serving import own_port
+from tests.support.waiting import PATIENCE_S, wait_for
 
 PIPE_BYTES = 4096
 """The least that a pipe holds: a few log lines fill it."""
@@ -75,16 +75,10 @@ def _ended(process: "subprocess.Popen[bytes]") -> Iterator["subprocess.Popen[byt
     try:
         yield process
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()
         process.wait()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def is_healthy(client: httpx2.Client) -> bool:
@@ -96,10 +90,10 @@ def is_healthy(client: httpx2.Client) -> bool:
 
 @pytest.mark.parametrize("stream", ["full", "unread", *long("broken", "closed")])
 def test_a_server_serves_on_and_leaves(tmp_path: Path, stream: str) -> None:
-    port = free_port()
+    port = own_port()
     url = f"http://127.0.0.1:{port}"
     words = [sys.executable, "-m", "tests.server.serve_fake", str(tmp_path), f"server.port={port}", "server.drain_s=5"]
-    with started(words, stream), httpx2.Client(base_url=url, timeout=20) as client:
+    with started(words, stream), httpx2.Client(base_url=url, timeout=PATIENCE_S) as client:
         wait_for(lambda: is_healthy(client))
         for _ in range(30):  # a line each, some kilobytes
             assert client.post("/generate", json={"inputs": "SAY:hello"}).json()["generated_text"] == "hello"
@@ -117,11 +111,11 @@ def lost_lines(client: httpx2.Client) -> float:
 
 @pytest.mark.parametrize("stream", ["closed", *long("broken")])
 def test_a_control_plane_serves_on_and_leaves(tmp_path: Path, stream: str) -> None:
-    port = free_port()
+    port = own_port()
     sets = (f"control.dir={tmp_path}", f"control.edge_token={EDGE_TOKEN}")
     words = [sys.executable, "-m", "manylora", "control", "--port", str(port)]
     words += [f"--set={assignment}" for assignment in sets]
-    with started(words, stream), httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+    with started(words, stream), httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
         wait_for(lambda: is_healthy(client))
 
 

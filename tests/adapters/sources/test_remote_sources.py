@@ -19,6 +19,7 @@ from manylora.bench.faults.network import Proxy
 from manylora.bench.faults.object_storage import BUCKET, S3Server, credentials
 from tests.adapters.adapter_files import config_bytes, lora_tensors, safetensors_bytes
 from tests.adapters.fake_hub import HttpServer, Repository
+from tests.support.waiting import PATIENCE_S
 
 MAX_BYTES = 1 << 26
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -255,7 +256,9 @@ def test_a_source_that_comes_back_is_tried_again(remote: Remote) -> None:
     async def run() -> FetchedFiles:
         remote.proxy.is_down = True
         fetching = asyncio.create_task(remote.source.fetch(remote.ref("a"), located.stamp, MAX_BYTES))
-        await asyncio.sleep(0.15)
+        async with asyncio.timeout(PATIENCE_S):
+            while not remote.proxy.num_refused:  # noqa: ASYNC110  the proxy has a loop of its own
+                await asyncio.sleep(0.005)
         remote.proxy.is_down = False
         return await fetching
 
@@ -286,7 +289,7 @@ def test_loads_of_a_slow_source_run_side_by_side(remote: Remote) -> None:
         fetching = asyncio.gather(
             *(remote.source.fetch(remote.ref(f"a{n}"), stamp, MAX_BYTES) for n, stamp in enumerate(stamps))
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while remote.proxy.num_connections < before + 6:  # noqa: ASYNC110  the proxy has a loop of its own
                 await asyncio.sleep(0.005)
         remote.proxy.is_stuck = False

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -15,7 +16,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with forked_server(tmp_path_factory.mktemp("served"), "adapters.load_timeout_s=0.3") as (_, client):
+    with forked_server(tmp_path_factory.mktemp("served")) as (_, client):
         yield str(client.base_url)
 
 
@@ -90,7 +91,6 @@ def test_a_verb_says_how_the_adapter_stands_then(run: Run, words: tuple[str, ...
         (("pin", "huge"), "Adapter 'huge' needs 9 bytes; the limit is 8"),
         (("evict", "busy"), "Adapter 'busy' is in use: 1 requests hold it"),
         (("verify", "rotten"), "the packed image of adapter 'rotten' is not what its checksum says"),
-        (("preload", "stuck"), "preload was begun, but is not done yet; local:stuck is fetching"),
         (("pin", "a", "--source", "nowhere"), "`adapter_source` must be one of"),
         (("show", "../models"), "ID must be a name such as support-triage or team/name"),
         (("show", "s3://bucket/a"), "its place given by --source"),
@@ -102,6 +102,13 @@ def test_a_failure_is_told_in_the_server_s_words(run: Run, words: tuple[str, ...
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("manylora: ")
     assert said in result.stderr
+
+
+def test_a_load_that_takes_longer_than_a_caller_waits_is_told(tmp_path: Path) -> None:
+    with forked_server(tmp_path, "adapters.load_timeout_s=0.3") as (_, client):
+        result = CliRunner().invoke(app, ["adapters", "preload", "stuck", "--url", str(client.base_url)])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "preload was begun, but is not done yet; local:stuck is fetching" in result.stderr
 
 
 def test_an_adapter_whose_image_was_damaged_can_be_steered_as_others(run: Run) -> None:

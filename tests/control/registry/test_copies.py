@@ -19,6 +19,7 @@ from manylora.control.storage.tables import versions
 from tests.adapters.fake_hub import HttpServer, Repository
 from tests.control.plane import Plane, Scenario, in_plane
 from tests.control.uploading import ATTENTION, PLAIN, base_settings, new_repo, upload
+from tests.support.waiting import PATIENCE_S
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PLAIN_FILES = {CONFIG: PLAIN.config, WEIGHTS: PLAIN.weights}
@@ -42,7 +43,7 @@ def run(url: URL, folder: Path, server: HttpServer, scenario: Scenario, **settin
 
 async def ended(plane: Plane, key: str, told: dict[str, Any]) -> dict[str, Any]:  # the replies' JSON
     """Wait until a version is ready or has failed."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while told["state"] == "uploading":
             await asyncio.sleep(0.05)  # a question takes 5 ms of CPU beside the check that it waits for
             told = (await plane.call("GET", f"/v2/repos/triage/version/{told['tag']}", key=key)).json()

@@ -10,6 +10,7 @@ from manylora.engine.grammars.trial_process import WALL_S
 from manylora.engine.grammars.trials import WAIT_S, Failed, Passed, ProcessTrials, VocabularyText
 from manylora.models.text.grammar import GrammarSource, json_grammar, regex_grammar
 from tests.engine.grammars.vocabulary import END, VOCAB, byte_tokenizer
+from tests.support.waiting import PATIENCE_S
 
 ENDLESS = json_grammar(
     {"allOf": [{"type": "string", "pattern": f"(a|b)*{'ab'[bit % 2]}(a|b){{{bit}}}$"} for bit in range(24)]}
@@ -67,5 +68,5 @@ def test_a_process_that_has_ended_starts_again(trials: ProcessTrials) -> None:
         each for each in psutil.Process().children() if "manylora.engine.grammars.trial_process" in each.cmdline()
     ]
     process.kill()
-    process.wait(20)
+    process.wait(PATIENCE_S)
     assert isinstance(trials.verdict(regex_grammar("a")), Passed)

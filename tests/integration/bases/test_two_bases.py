@@ -84,6 +84,12 @@ class TwoBases:
         found = self.post("/v1/completions", body)
         return str(found["choices"][0]["text"])
 
+    def settle(self) -> None:
+        """Wait until the ledger has the usage of all requests before now: shipments keep their order."""
+        body = {"model": "rough", "prompt": "hello", "max_tokens": 1, "temperature": 0}
+        own = self._client.post("/v1/completions", json=body).headers["x-request-id"]
+        wait_for(lambda: any(row["request_id"] == own for row in self.get("/v1/account/ledger?limit=1000")["rows"]))
+
     def refused(self, model: str, **more: object) -> str:
         body = {"model": model, "prompt": "hello", "max_tokens": 1, **more}
         return str(self.post("/v1/completions", body, 400)["error"]["message"])
@@ -220,8 +226,9 @@ def test_usage_is_recorded_by_base(server: TwoBases) -> None:
 
     for base in ADAPTERS:
         server.complete(base, "hello", ignore_eos=True)
-    wait_for(lambda: ADAPTERS.keys() <= sums().keys())
+    server.settle()
     before = sums()
+    assert ADAPTERS.keys() <= before.keys()
     server.complete("b-one", "hello", ignore_eos=True)
     wait_for(lambda: sums() != before)
     assert sums() == before | {"smooth": before["smooth"] + NEW_TOKENS}

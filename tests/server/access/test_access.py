@@ -40,6 +40,7 @@ from manylora.tenancy import (
     split_key,
 )
 from tests.server.fake_control import PEPPER, FakeControl
+from tests.support.waiting import PATIENCE_S
 
 ACME, BETA = TenantId("acme"), TenantId("beta")
 BASE = "tiny"
@@ -240,7 +241,7 @@ def test_a_fault_of_any_kind_does_not_end_following() -> None:
         control = Faulty(snapshot(tenants=(TenantFacts(id=ACME),)))
         directory = Directory(control, ManualClock(), poll_s=0.001, max_age_s=600)
         following = asyncio.create_task(directory.follow())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while directory.tenant(ACME) is None:  # noqa: ASYNC110  another task is awaited
                 await asyncio.sleep(0.001)
         following.cancel()
@@ -323,7 +324,7 @@ def test_a_lease_that_is_short_or_past_by_our_clock_asks_once_a_request(expires_
         control.expires_ms = int(1000 * clock.wall_s()) + expires_in_ms
         purse = purse_of(control, clock)
         for number in range(1, 4):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 assert await purse.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0) is not None
             assert control.questions <= number
             clock.advance(0.01)

@@ -15,7 +15,7 @@ from tests.control.control_process import EDGE_TOKEN, running_control
 from tests.server.app.test_remote_control import make_price
 from tests.server.app.test_server_process import running
 from tests.server.batches.batch_house import COMPLETIONS, jsonl, line
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 pytestmark = pytest.mark.long
 
@@ -58,7 +58,7 @@ def test_the_other_edge_finishes_the_batch_of_a_killed_one_and_each_result_is_ch
         batch_id = one.post("/v1/batches", json=body).json()["id"]
         wait_for(lambda: one.get(f"/v1/batches/{batch_id}").json()["request_counts"]["completed"] == BEFORE)
         os.kill(first.pid, signal.SIGKILL)
-        first.wait(20)
+        first.wait(PATIENCE_S)
         left = httpx2.get(f"{plane.url}/internal/stored/acme/batches/{batch_id}", headers=edges).json()
         assert (left["status"], left["completed"]) == ("in_progress", BEFORE)
         _, two = edge("two")

@@ -29,6 +29,7 @@ from tests.server.fake_control import FakeControl
 from tests.server.fake_engine import FakeEngine, served_for
 from tests.server.storing import StoringPlane, storing_plane
 from tests.server.tiny_tokenizer import save_tokenizer
+from tests.support.waiting import PATIENCE_S
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -49,7 +50,7 @@ async def soon(holds: bool) -> bool:
 
 async def when(holds: Callable[[], Awaitable[bool]]) -> None:
     """Wait until something holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not await holds():  # noqa: ASYNC110  what is awaited happens in threads
             await asyncio.sleep(0.002)
 
@@ -195,7 +196,7 @@ async def _server(
     await app.start()
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
-        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=PATIENCE_S) as client:
             yield BatchHouse(client, app, engine, meter, control, plane)
     finally:
         if is_killed:

@@ -23,6 +23,7 @@ from tests.server.fake_engine import FakeEngine, served_for
 from tests.server.manual_transport import ManualTransport
 from tests.server.serve_fake import FACTORY
 from tests.server.tiny_tokenizer import save_tokenizer
+from tests.support.waiting import PATIENCE_S
 
 TRIAGE = AdapterRef(SourceName.LOCAL, "triage")
 MISSING = AdapterRef(SourceName.LOCAL, "missing")
@@ -87,7 +88,7 @@ def test_a_question_that_kills_the_engine_is_answered_and_so_are_those_beside_it
                 await question
         with pytest.raises(Unavailable, match="being started again"):
             await client.infos()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not client.health().is_up:  # noqa: ASYNC110  what is awaited is another process
                 await asyncio.sleep(0.01)
         assert len(await client.infos()) == 1

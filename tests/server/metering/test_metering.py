@@ -40,6 +40,7 @@ from tests.server.fake_engine import FakeEngine, served_for
 from tests.server.metering.frames import end, frame, index_of, request
 from tests.server.metering.old_journal import write_engine_journal
 from tests.server.tiny_tokenizer import save_tokenizer
+from tests.support.waiting import PATIENCE_S
 
 BUYER = Payer(tenant=TenantId("acme"), key=None, request_id="caller's own")
 
@@ -82,7 +83,7 @@ async def shipped(meter: Meter, control: FakeControl) -> list[UsageRecord]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not holds():  # noqa: ASYNC110  what is awaited happens in threads
             await asyncio.sleep(0.005)
 
@@ -509,7 +510,7 @@ async def metered_edge(folder: Path) -> Any:
     app = create_app(Config(), [base], meter=meter)
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
     try:
-        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=PATIENCE_S) as client:
             yield app, client, meter, control, engine
     finally:
         await link.close()

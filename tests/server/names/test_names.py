@@ -18,6 +18,7 @@ from manylora.adapters.sources.local import LocalSource
 from manylora.ids import TenantId
 from manylora.tenancy import RepositoryFacts
 from tests.server.conftest import House, open_house
+from tests.support.waiting import PATIENCE_S
 
 InHouse = Callable[..., None]
 ACME, GLOBEX = TenantId("acme"), TenantId("globex")
@@ -328,7 +329,7 @@ def test_a_file_system_that_hangs_holds_up_only_who_needs_it(
 
         def slow(source: LocalSource, ref: AdapterRef) -> object:
             if ref.id.startswith("hung"):
-                hangs.wait(30)
+                hangs.wait(PATIENCE_S)
             return locate(source, ref)
 
         monkeypatch.setattr(LocalSource, "locate", slow)

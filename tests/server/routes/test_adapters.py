@@ -23,6 +23,7 @@ from manylora.tenancy import RepositoryFacts
 from tests.server.conftest import House
 from tests.server.fake_control import FakeControl
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 InHouse = Callable[..., None]
 
@@ -151,7 +152,7 @@ def test_a_wait_ends_when_its_time_is_over(in_house: InHouse) -> None:
 
 def test_no_wait_is_longer_than_a_load_may_take(in_house: InHouse) -> None:
     async def scenario(house: House) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             reply = await house.post("/v1/adapters/stuck?wait=1e9", {"action": "preload"})
         assert reply.status_code == 202
 
@@ -322,7 +323,7 @@ def test_deleted_names_are_asked_for_together(in_house: InHouse, monkeypatch: py
         ask, both = house.link.info, asyncio.Barrier(2)
 
         async def ask_together(ref: AdapterRef) -> AdapterInfo:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 await both.wait()
             return await ask(ref)
 

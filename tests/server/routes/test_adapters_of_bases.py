@@ -20,6 +20,7 @@ from manylora.server.engine_client.client import EngineClient
 from tests.server.fake_control import FakeControl
 from tests.server.fake_engine import FakeEngine
 from tests.server.started_bases import started_bases
+from tests.support.waiting import PATIENCE_S
 
 PLAN = AdapterRef(SourceName.LOCAL, "plan")
 
@@ -41,7 +42,7 @@ async def open_edge(folder: Path) -> AsyncIterator[Edge]:
     async with started_bases(folder, config) as (engines, started):
         app = create_app(config, started, access=access)
         transport = httpx2.ASGITransport(app=app, client=("127.0.0.1", 1))  # type: ignore[arg-type]  # ASGI's types differ by library
-        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=20) as client:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=PATIENCE_S) as client:
             names = ("small", "large")
             links = dict(zip(names, [base.client for base in started], strict=True))
             yield Edge(client, dict(zip(names, engines, strict=True)), links, control)

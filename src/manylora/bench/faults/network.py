@@ -17,6 +17,8 @@ class Proxy:
     cut_after        bytes towards the client after which a connection is reset; 0: never
     is_down          connections are closed as soon as they are made or used
     is_stuck         connections are kept, and nothing is passed on
+
+    num_refused counts the connections that were closed because of `is_down`.
     """
 
     def __init__(self, target_port: int, *, niceness: int = 0) -> None:
@@ -27,6 +29,7 @@ class Proxy:
         self.is_down = False
         self.is_stuck = False
         self.num_connections = 0
+        self.num_refused = 0
         self.bytes_sent = 0
         self._target_port = target_port
         self._serving: set[asyncio.Task[None]] = set()  # asyncio itself holds them weakly once a client has gone
@@ -66,6 +69,7 @@ class Proxy:
         others: list[asyncio.StreamWriter] = [writer]
         try:
             if self.is_down:
+                self.num_refused += 1
                 return
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
             others.append(up_writer)
@@ -85,6 +89,7 @@ class Proxy:
             await asyncio.sleep(self.delay_s)
             await self._unstuck()
             if self.is_down:
+                self.num_refused += 1
                 raise ConnectionResetError
             writer.write(data)
             await writer.drain()

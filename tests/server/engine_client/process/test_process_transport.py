@@ -22,6 +22,7 @@ from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.generation.models import StartedBase
 from tests.server.asgi_client import calling
 from tests.server.serve_fake import FACTORY
+from tests.support.waiting import PATIENCE_S
 
 
 def config_for(directory: Path) -> Config:
@@ -43,7 +44,7 @@ def request(prompt: str, max_new_tokens: int = 400) -> Request:
 
 async def events_of(generation: SequenceStream) -> list[TokenEvent | Finished]:
     found: list[TokenEvent | Finished] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not found or not isinstance(found[-1], Finished):
             await generation.ready()
             found.append(generation.take())
@@ -63,7 +64,7 @@ class OwnProcess:
 
 
 async def up_again(client: EngineClient) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not client.health().is_up:  # noqa: ASYNC110  what is awaited is another process
             await asyncio.sleep(0.01)
 
@@ -119,7 +120,7 @@ def test_closing_a_generation_aborts_it_in_the_engine(with_engine: WithEngine) -
         generation = engine.client.generate(request("HOLD"))
         await generation.ready()
         generation.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not ends:  # noqa: ASYNC110  what is awaited is another process
                 await asyncio.sleep(0.01)
         assert ends[0].reason is FinishReason.DISCONNECT
@@ -250,7 +251,7 @@ def test_an_engine_that_is_killed_before_it_can_take_its_order_is_told_or_starte
             before = engine.transport.restarts
             assert engine.transport.worker_pid is not None
             os.kill(engine.transport.worker_pid, signal.SIGKILL)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE_S):
                 while engine.transport.restarts == before or engine.transport.worker_pid is None:  # noqa: ASYNC110  as above
                     await asyncio.sleep(0.001)
         await up_again(engine.client)  # two of the three were killed as soon as they had a process
