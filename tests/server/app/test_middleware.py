@@ -137,6 +137,9 @@ def test_ids_are_on_every_reply(in_house: InHouse) -> None:
         ):
             assert reply.headers["x-request-id"] == "abc-1"
             assert reply.headers["x-b3-traceid"] == "t1"
+        for parent, told in ((f"00-{'4a' * 16}-{'0b' * 8}-01", "4a" * 16), ("00-none", None)):
+            reply = await house.client.get("/health", headers={"traceparent": parent})
+            assert reply.headers.get("x-b3-traceid") == told
         minted = await house.post("/generate", {"inputs": "Hi"}, headers={"x-request-id": "a b"})
         assert len(minted.headers["x-request-id"]) == 32
 

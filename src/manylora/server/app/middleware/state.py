@@ -1,5 +1,6 @@
 """The state of each request, and the one `send` function that every message of a reply passes."""
 
+import re
 from collections.abc import Sequence
 
 from manylora import __version__
@@ -7,6 +8,12 @@ from manylora.clock import Clock
 from manylora.http.loopback import VERSION_HEADER
 from manylora.ids import mint_request_id
 from manylora.server.http.context import SEND, App, Receive, RequestState, Scope, Send, header_of, is_visible_ascii
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
+"""W3C's header `traceparent`: version, trace, parent and flags.
+
+Source: https://www.w3.org/TR/trace-context/#traceparent-header
+"""
 
 
 class StateMiddleware:
@@ -31,12 +38,12 @@ def with_state(scope: Scope, send: Send, clock: Clock) -> Scope:
 
     The function adds headers to the head of the reply. It notes the status and the end in the state.
     """
-    request_id, trace_id = _request_id(scope), header_of(scope, "x-b3-traceid")
+    request_id, trace_id = _request_id(scope), _trace_id(scope)
     headers = [
         (b"x-request-id", request_id.encode("ascii")),
         (VERSION_HEADER.encode("ascii"), __version__.encode("ascii")),
     ]
-    if trace_id is not None and is_visible_ascii(trace_id):
+    if trace_id is not None:
         headers.append((b"x-b3-traceid", trace_id.encode("ascii")))
     state = RequestState(request_id=request_id, arrived_s=clock.monotonic_s(), headers=headers)
     return {**scope, "manylora": state, SEND: _outward(state, send)}
@@ -58,3 +65,11 @@ def _outward(state: RequestState, send: Send) -> Send:
 def _request_id(scope: Scope) -> str:
     own = header_of(scope, "x-request-id")
     return own if own is not None and is_visible_ascii(own) else mint_request_id()
+
+
+def _trace_id(scope: Scope) -> str | None:
+    """Return the id of the caller's trace, from B3's header or else from W3C's `traceparent`; None: it has none."""
+    if (own := header_of(scope, "x-b3-traceid")) is not None and is_visible_ascii(own):
+        return own
+    parent = _TRACEPARENT.fullmatch(header_of(scope, "traceparent") or "")
+    return None if parent is None else parent[1]
