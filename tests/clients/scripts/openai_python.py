@@ -8,7 +8,8 @@ from typing import Any
 import openai
 from openai import AsyncOpenAI, OpenAI
 
-from tests.clients.scripts import openai_tools as _more_cases  # noqa: F401 - they run with those of this file
+from tests.clients.scripts import openai_conversations as _conversations  # noqa: F401 - they run with those of this file
+from tests.clients.scripts import openai_tools as _tools  # noqa: F401 - they run with those of this file
 from tests.clients.scripts.cases import FACTS, case, raised, run_cases
 
 URL, KEY, ADAPTER = FACTS["url"], FACTS["key"], FACTS["adapter"]

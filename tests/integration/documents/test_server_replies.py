@@ -227,6 +227,28 @@ def ask_for_responses(site: Site) -> None:
     site.bad("DELETE", f"/v1/responses/{made}")
 
 
+def ask_for_conversations(site: Site) -> None:
+    root, items = "/v1/conversations", [{"role": "user", "content": "the quick"}]
+    path = f"{root}/{site.good('POST', root, json={'items': items, 'metadata': {'a': 'b'}}).json()['id']}"
+    site.good("POST", path, json={"metadata": {}})
+    site.good("GET", path)
+    call = {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "call_1", "output": "done"}
+    added = site.good("POST", f"{path}/items", json={"items": [call, output]}).json()
+    body = {"model": "base", "input": "x", "max_output_tokens": 4, "conversation": path.rpartition("/")[2]}
+    site.good("POST", "/v1/responses", json=body)
+    site.good("GET", f"{path}/items", params={"limit": 100})
+    for item in added["data"]:
+        site.good("GET", f"{path}/items/{item['id']}")
+    one = f"{path}/items/{added['first_id']}"
+    site.good("DELETE", one)
+    for method in ("GET", "DELETE"):
+        site.bad(method, one)
+    site.good("DELETE", path)
+    for method, place in (("GET", path), ("DELETE", path), ("GET", f"{path}/items")):
+        site.bad(method, place)
+
+
 def ask_for_adapters(site: Site) -> None:
     site.good("POST", "/v1/adapters/fresh/tensors", content=site.pushed, headers=BYTES)
     site.bad("POST", "/v1/adapters/fresh/tensors", content=b"none", headers=BYTES)
@@ -255,6 +277,7 @@ SUBJECTS = (
     ask_for_vectors_and_classes,
     ask_for_files_and_batches,
     ask_for_responses,
+    ask_for_conversations,
     ask_for_adapters,
 )
 

@@ -223,7 +223,7 @@ def test_a_failure_within_a_stream_is_an_event(tmp_path: Path) -> None:
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"conversation": "conv_1"}, "conversation"),
+        ({"conversation": ["conv_1"]}, "conversation"),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
         ({"truncation": "last"}, "truncation"),
         ({"truncation": True}, "truncation"),

@@ -1,1 +1,1 @@
-"""Files, responses and batches of tenants: rows of the database, and bytes in the folder of blobs."""
+"""Files, responses, conversations, batches and pushes of tenants: rows of the database, and bytes in a folder."""

@@ -11,7 +11,7 @@ from manylora.control.control import Control
 from manylora.control.storage.tables import stored, tenants
 from manylora.control.stored.blobs import Blobs
 
-FILE, RESPONSE, PUSH = "file", "response", "push"
+FILE, RESPONSE, PUSH, CONVERSATION = "file", "response", "push", "conversation"
 
 
 @dataclass(frozen=True, slots=True)

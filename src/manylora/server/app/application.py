@@ -41,6 +41,7 @@ from manylora.server.routes.lorax.embed import EmbedRoutes, embed_router
 from manylora.server.routes.lorax.generate import NativeRoutes, lorax_router
 from manylora.server.routes.openai.batches import BatchRoutes, batch_routers
 from manylora.server.routes.openai.completions import OpenAIRoutes, openai_router
+from manylora.server.routes.openai.conversations import ConversationRoutes, conversation_routers
 from manylora.server.routes.openai.embeddings import EmbeddingRoutes, embeddings_router
 from manylora.server.routes.openai.files import FileRoutes, file_routers
 from manylora.server.routes.openai.responses import ResponseRoutes, response_routers
@@ -152,7 +153,8 @@ def create_app(
     pooling = Pooling(config.model.embedding_pooling)
     openai, embeddings = OpenAIRoutes(service, settings), EmbeddingRoutes(service, settings, pooling)
     kept = None if storage is None else storage.responses
-    responses = ResponseRoutes(service, settings, kept)
+    conversations = None if storage is None else storage.conversations
+    responses = ResponseRoutes(service, settings, kept, conversations)
     batches = None
     if storage is not None:
         handlers = openai.handlers() | responses.handlers() | embeddings.handlers()
@@ -167,6 +169,7 @@ def create_app(
         lorax_router(NativeRoutes(service, settings), guards, clock),
         openai_router(openai, guards, clock),
         *response_routers(responses, guards, clock),
+        *conversation_routers(ConversationRoutes(settings, conversations), guards, clock),
         *file_routers(files, guards, clock),
         *batch_routers(BatchRoutes(batches, settings), guards, clock),
         embeddings_router(embeddings, guards, clock),

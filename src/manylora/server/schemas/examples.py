@@ -68,6 +68,7 @@ _RESPONSE: Json = {
     "created_at": _CREATED,
     "status": "completed",
     "background": False,
+    "conversation": None,
     "error": None,
     "incomplete_details": None,
     "instructions": "Answer with one word.",

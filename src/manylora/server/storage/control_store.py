@@ -61,6 +61,23 @@ class ControlStore:
         """Delete a response. Raises `ResourceNotFound`."""
         await self._client.exchange("DELETE", _place(tenant, "responses", response))
 
+    # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def keep_conversation(self, tenant: TenantId, conversation: str, data: bytes, before: str) -> None:
+        """Replace a conversation with the digest `before`, or make one where that is empty.
+
+        Raises `ResourceNotFound`, `StorageLimitExceeded`, and `NameTaken` if it has another digest.
+        """
+        await self._client.exchange("PUT", f"{_place(tenant, 'conversations', conversation)}?before={before}", data)
+
+    async def conversation(self, tenant: TenantId, conversation: str) -> bytes:
+        """Return a conversation. Raises `ResourceNotFound`."""
+        return await self._client.exchange("GET", _place(tenant, "conversations", conversation))
+
+    async def delete_conversation(self, tenant: TenantId, conversation: str) -> None:
+        """Delete a conversation. Raises `ResourceNotFound`."""
+        await self._client.exchange("DELETE", _place(tenant, "conversations", conversation))
+
     # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def files(self, tenant: TenantId) -> list[StoredFile]:

@@ -12,6 +12,7 @@ from manylora.config.groups.storage import StorageConfig
 from manylora.errors import ConfigInvalid, ControlUnavailable, StorageUnavailable
 from manylora.server.access.control_client import HttpControlClient
 from manylora.server.storage.control_store import ControlStore
+from manylora.server.storage.conversations import TenantConversations
 from manylora.server.storage.files import TenantFiles
 from manylora.server.storage.pushes import ControlPushes
 from manylora.server.storage.responses import TenantResponses
@@ -39,6 +40,7 @@ class Storage:
     store: ControlStore
     files: TenantFiles
     responses: TenantResponses
+    conversations: TenantConversations
     pushes: ControlPushes
     _held: HeldFolder
 
@@ -81,7 +83,13 @@ def open_storage(
     remove(*(path for path in held.path.iterdir() if path.is_file() and path.name != LOCK_FILE))
     store = ControlStore(client)
     return Storage(
-        held.path, store, TenantFiles(store), TenantResponses(store, clock, settings), ControlPushes(client), held
+        folder=held.path,
+        store=store,
+        files=TenantFiles(store),
+        responses=TenantResponses(store, clock, settings),
+        conversations=TenantConversations(store),
+        pushes=ControlPushes(client),
+        _held=held,
     )
 
 

@@ -1,4 +1,5 @@
-"""Routes of edges for what tenants keep, `/internal/stored/…`: files, responses, and batches with their leases.
+"""Routes of edges for what tenants keep, `/internal/stored/…`: files, responses, conversations, and batches with their
+leases.
 
 Bytes travel in parts, each a request of its own, so that neither side holds a whole file.
 """
@@ -20,6 +21,7 @@ from manylora.control.stored.batches import (
     kept_lines,
     list_batches,
 )
+from manylora.control.stored.conversations import delete_conversation, get_conversation, keep_conversation
 from manylora.control.stored.files import (
     FilePart,
     append_to_file,
@@ -67,6 +69,28 @@ async def show_response(store: StoreDep, tenant: str, response: str) -> Response
 @router.delete("/{tenant}/responses/{response}")
 async def remove_response(store: StoreDep, tenant: str, response: str) -> Response:
     await delete_response(store, tenant, response)
+    return Response(status_code=204)
+
+
+# ── conversations ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@router.put("/{tenant}/conversations/{conversation}")
+async def put_conversation(
+    store: StoreDep, request: Request, tenant: str, conversation: str, before: str = ""
+) -> Response:
+    await keep_conversation(store, tenant, conversation, await request.body(), before)
+    return Response(status_code=204)
+
+
+@router.get("/{tenant}/conversations/{conversation}")
+async def show_conversation(store: StoreDep, tenant: str, conversation: str) -> Response:
+    return Response(await get_conversation(store, tenant, conversation), media_type=OCTETS)
+
+
+@router.delete("/{tenant}/conversations/{conversation}")
+async def remove_conversation(store: StoreDep, tenant: str, conversation: str) -> Response:
+    await delete_conversation(store, tenant, conversation)
     return Response(status_code=204)
 
 

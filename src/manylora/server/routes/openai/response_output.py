@@ -52,6 +52,13 @@ class ResponseOutput:
         calls = [call_of(item) for item in self.items if item["type"] == CALL]
         return {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}
 
+    def plain_items(self) -> list[Json]:
+        """Return the items as an input has them, without log-probabilities."""
+        return [
+            {**item, "content": [text_part(item["content"][0]["text"])]} if item["type"] == MESSAGE else item
+            for item in self.items
+        ]
+
     def _say(self, text: str) -> list[Event]:
         events = [] if self._is_open and self.items[-1]["type"] == MESSAGE else self._open_message()
         part, told = self.items[-1]["content"][0], self._untold

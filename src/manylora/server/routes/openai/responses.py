@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from fastapi import APIRouter
 from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.engine.events import Finished
-from manylora.errors import InvalidParameter, ManyloraError, RequestRejected, RouteNotBuilt
+from manylora.errors import InvalidParameter, ManyloraError, RequestRejected, ResourceNotFound, RouteNotBuilt
 from manylora.server.generation.order import ChatPrompt, Order
 from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
@@ -21,14 +22,16 @@ from manylora.server.http.context import KEEP_ALIVE, HttpContext, event_bytes
 from manylora.server.http.routing import Guards, Handler, Parameter, Routes
 from manylora.server.routes.openai.calls import call_writer
 from manylora.server.routes.openai.choices import chat_entries, finish_reason
-from manylora.server.routes.openai.input_items import MOST_ITEMS, ORDER, input_page
+from manylora.server.routes.openai.input_items import MOST_ITEMS, ORDER, input_page, new_items
 from manylora.server.routes.openai.orders import read_chat
 from manylora.server.routes.openai.pages import page_parameters
 from manylora.server.routes.openai.response_output import Event, ResponseOutput
 from manylora.server.schemas.body import Bounds, read_body
+from manylora.server.schemas.openai.response_input import messages_of
 from manylora.server.schemas.openai.response_replies import InputItemPage, ResponseEvent, ResponseReply
 from manylora.server.schemas.openai.responses import ResponseBody, chat_choice, chat_tool
 from manylora.server.schemas.openai.stored import DeletedReply
+from manylora.server.storage.conversations import TenantConversations
 from manylora.server.storage.responses import KeptResponse, TenantResponses
 
 Json = dict[str, Any]  # JSON values of several types
@@ -94,11 +97,18 @@ class _ResponseWish:
 class ResponseRoutes:
     """The handlers of the routes of responses. A response runs as an order of the chat route."""
 
-    def __init__(self, service: GenerationService, settings: ServerConfig, kept: TenantResponses | None) -> None:
-        """Without `kept`, no response can be stored or continued."""
+    def __init__(
+        self,
+        service: GenerationService,
+        settings: ServerConfig,
+        kept: TenantResponses | None,
+        conversations: TenantConversations | None,
+    ) -> None:
+        """Without `kept` and `conversations`, no response can be stored or continued."""
         self._service = service
         self._settings = settings
         self._own_kept = kept
+        self._own_conversations = conversations
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by route, for the lines of batches."""
@@ -109,6 +119,12 @@ class ResponseRoutes:
         if self._own_kept is None:
             raise RouteNotBuilt("this server keeps no responses")
         return self._own_kept
+
+    @property
+    def _conversations(self) -> TenantConversations:
+        if self._own_conversations is None:
+            raise RouteNotBuilt("this server keeps no conversations")
+        return self._own_conversations
 
     async def create(self, context: HttpContext) -> None:
         """Reply with a response, whole or as a stream of events."""
@@ -139,6 +155,9 @@ class ResponseRoutes:
             field_name = "previous_response_id"
             found = await self._kept.get(context.arrival.tenant, body.previous_response_id, field=field_name)
             before = found.messages
+        if body.conversation is not None:
+            going_on = await self._conversations.get(context.arrival.tenant, body.conversation, field="conversation")
+            before = messages_of(going_on.items, "conversation")
         if body.store:
             _ = self._kept
         is_kept = body.store is not False and self._own_kept is not None
@@ -189,6 +208,7 @@ class ResponseRoutes:
         status = _status(sequence.end, is_cut=sequence.is_cut)
         output.end(status)
         reply = shown.ended(completion, output, status)
+        await self._go_on(context, asked, output)
         self._keep(context, asked, reply, output)
         await context.reply(reply, headers=whole_of(completion))
 
@@ -214,6 +234,7 @@ class ResponseRoutes:
             await completion.settle()
             closing = output.end(status)
             reply = shown.ended(completion, output, status)
+            await self._go_on(context, asked, output)
             self._keep(context, asked, reply, output)
         except ManyloraError as error:
             told = {"code": "server_error", "message": error.message}
@@ -221,6 +242,21 @@ class ResponseRoutes:
             await context.send_event(events.of([("response.failed", {"response": failed})]))
             raise
         await context.end_stream(events.of([*closing, (f"response.{status}", {"response": reply})]))
+
+    async def _go_on(self, context: HttpContext, asked: _ResponseWish, output: ResponseOutput) -> None:
+        """Add the items of the input and the output to the conversation, unless it is deleted meanwhile.
+
+        Raises `ControlUnavailable`, `StorageUnavailable`, `StorageLimitExceeded`, `NameTaken`.
+        """
+        if asked.body.conversation is None:
+            return
+        items = (*new_items(asked.body.input), *output.plain_items())
+        with suppress(ResourceNotFound):
+            await self._conversations.change(
+                context.arrival.tenant,
+                asked.body.conversation,
+                lambda found: msgspec.structs.replace(found, items=(*found.items, *items)),
+            )
 
     def _keep(self, context: HttpContext, asked: _ResponseWish, reply: Json, output: ResponseOutput) -> None:
         if not asked.is_kept:
@@ -256,6 +292,7 @@ class _Shown:
             "created_at": self.created_s,
             "status": status,
             "background": False,
+            "conversation": None if body.conversation is None else {"id": body.conversation},
             "error": None,
             "incomplete_details": None,
             "instructions": body.instructions,

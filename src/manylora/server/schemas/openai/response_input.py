@@ -1,6 +1,6 @@
 """The input of /v1/responses and of conversations: items, which become messages of the chat route."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import ValidationInfo
@@ -63,9 +63,14 @@ def read_input(value: object, info: ValidationInfo) -> tuple[Message, ...]:
         raise wrong_type(name_of(info), "a string or an array of items", value)
     if not value:
         raise InvalidParameter("`input` must have at least one item", parameter="input")
+    return messages_of(value, name_of(info))
+
+
+def messages_of(items: Iterable[object], field: str) -> tuple[Message, ...]:
+    """Return items as messages of the chat route. Raises `InvalidParameter`, which names the item of the field."""
     messages: list[Json] = []
-    for index, item in enumerate(value):
-        _add_item(messages, item, f"input[{index}]")
+    for index, item in enumerate(items):
+        _add_item(messages, item, f"{field}[{index}]")
     return tuple(messages)
 
 

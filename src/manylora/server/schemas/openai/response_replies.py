@@ -56,6 +56,7 @@ class ResponseReply(TypedDict):
     created_at: int
     status: Literal["in_progress", "completed", "incomplete", "failed"]
     background: Literal[False]
+    conversation: Json | None
     error: Json | None
     incomplete_details: Json | None
     instructions: str | None

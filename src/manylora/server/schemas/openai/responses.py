@@ -8,7 +8,7 @@ from manylora.errors import InvalidParameter
 from manylora.server.schemas.adapters import AdapterId, AdapterSource, ApiToken, Merged
 from manylora.server.schemas.body import Body, Read, kind_of, wrong_type
 from manylora.server.schemas.field_names import OPENAI_ADAPTER, OPENAI_HINTS, UNREAD
-from manylora.server.schemas.field_rules import FieldRules, Refusal
+from manylora.server.schemas.field_rules import FieldRules, Refusal, applied_fields
 from manylora.server.schemas.openai.response_input import InputItem, Message, read_input
 from manylora.server.schemas.openai.shared import CHECKED_ALTERNATIVES, Model, RouteBody, known_elsewhere
 from manylora.server.schemas.openai.stored import MetadataField
@@ -85,6 +85,27 @@ def _top_logprobs(value: object, info: ValidationInfo) -> object:
     return count
 
 
+class ConversationName(Body):
+    """A conversation by its id."""
+
+    place: ClassVar[str] = "conversation"
+    required: ClassVar[tuple[str, ...]] = ("id",)
+    id: Text = Field(default=None, validate_default=True)
+
+
+def _conversation(value: object, info: ValidationInfo) -> str:
+    if info.data.get("previous_response_id") is not None:
+        raise InvalidParameter("`conversation` goes without `previous_response_id`", parameter=name_of(info))
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, dict):
+        raise wrong_type(name_of(info), "a string or an object with an id", value)
+    named = applied_fields(value, ConversationName.names(), ConversationName.rules, "conversation").get("id")
+    if not isinstance(named, str):
+        raise InvalidParameter("`conversation.id` must be a string", parameter="conversation.id")
+    return named
+
+
 def _truncation(value: object, info: ValidationInfo) -> str:
     if not isinstance(value, str):
         raise wrong_type(name_of(info), "a string", value)
@@ -113,7 +134,6 @@ class ResponseBody(RouteBody):
         unread=UNREAD - {"metadata", "store"},
         refused={
             "background": Refusal("the reply comes at once; /v1/batches runs requests that nothing waits for"),
-            "conversation": Refusal("name the response before in `previous_response_id`"),
             "prompt": Refusal("there are no stored prompts"),
             "reasoning": Refusal("there is no reasoning part", neutral=({}, {"effort": "none"})),
             "stream_options": Refusal("chunks are not padded", neutral=({}, {"include_obfuscation": False})),
@@ -136,6 +156,11 @@ class ResponseBody(RouteBody):
         None
     )
     previous_response_id: Annotated[Text, Field(description="A response whose conversation goes on.")] = None
+    conversation: Annotated[
+        str | None,
+        Read(_conversation, shape=str | ConversationName | None),
+        Field(description="A conversation that goes on, by its id; it gets the items of the input and of the output."),
+    ] = None
     store: Annotated[
         bool | None,
         Read(flag, "boolean"),
