@@ -1,16 +1,31 @@
 """The reading of calls: the same deltas for any pieces of the text, and no part of a call as content."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from manylora.server.tools.calls import CallArguments, CallStart, Delta, ToolCallReader
-from manylora.server.tools.formats import FORMATS, HERMES, LLAMA3, MISTRAL, MISTRAL_V13, ToolFormat, format_of
+from manylora.server.tools.formats import (
+    FORMATS,
+    HERMES,
+    LLAMA3,
+    LLAMA3_FUNCTION,
+    MISTRAL,
+    MISTRAL_V13,
+    Syntax,
+    ToolFormat,
+    format_of,
+)
+from manylora.server.tools.tool import Tool
 
 NAMES = ("now", "get_weather")
+TOOLS = tuple(Tool(name=name, parameters=None, given={}) for name in NAMES)
+OF_JSON = [form for form in FORMATS.values() if form.syntax is not Syntax.PARAMETERS]
+"""The forms whose arguments are JSON; `test_parameter_calls.py` has the other one."""
 Call = tuple[str, str]
 
 texts = st.text(alphabet='ab<>[]{}"\\:, \n_tol/cALS', max_size=12)
@@ -22,19 +37,33 @@ values = st.recursive(
 calls = st.lists(st.tuples(st.sampled_from(NAMES), st.dictionaries(texts, values, max_size=3)), min_size=1, max_size=3)
 
 
-def written(form: ToolFormat, called: Sequence[tuple[str, object]], indent: int | None = None) -> str:
+def tagged(name: str, arguments: Mapping[str, object]) -> str:
+    """A call as the template of Qwen3-Coder writes it."""
+    text = f"<tool_call>\n<function={name}>\n"
+    for key, value in arguments.items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text += f"<parameter={key}>\n{shown}\n</parameter>\n"
+    return text + "</function>\n</tool_call>"
+
+
+def written(form: ToolFormat, called: Sequence[tuple[str, Any]], indent: int | None = None) -> str:
     if form.marks:
-        words = "[CALL_ID]abc123XYZ[ARGS]" if len(form.marks) > 1 else "[ARGS]"
-        return "".join(f"[TOOL_CALLS]{name}{words}{json.dumps(given, indent=indent)}" for name, given in called)
+        words = "abc123XYZ".join(form.marks)
+        texts = (f"{name}{words}{json.dumps(given, indent=indent)}" for name, given in called)
+        return "".join(f"{form.triggers[0]}{text}{form.closer}" for text in texts)
+    if form.syntax is Syntax.PARAMETERS:
+        return "\n".join(tagged(name, given) for name, given in called)
     objects = [json.dumps({"name": name, form.arguments: arguments}, indent=indent) for name, arguments in called]
     if form is HERMES:
         return "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in objects)
     return f"[TOOL_CALLS] [{', '.join(objects)}]" if form is MISTRAL else "; ".join(objects)
 
 
-def read(form: ToolFormat, pieces: Sequence[str], *, has_one_call: bool = False) -> tuple[str, list[Call]]:
+def read(
+    form: ToolFormat, pieces: Sequence[str], *, tools: Sequence[Tool] = TOOLS, has_one_call: bool = False
+) -> tuple[str, list[Call]]:
     """Return the content and the calls; what is told is never taken back, and arguments follow their call's start."""
-    reader = ToolCallReader(form, NAMES, has_one_call=has_one_call)
+    reader = ToolCallReader(form, tools, has_one_call=has_one_call)
     deltas: list[Delta] = [delta for piece in pieces for delta in reader.push(piece)] + reader.finish()
     content, found = "", list[Call]()
     for delta in deltas:
@@ -51,7 +80,7 @@ def read(form: ToolFormat, pieces: Sequence[str], *, has_one_call: bool = False)
     return content, found
 
 
-@given(st.sampled_from(list(FORMATS.values())), calls, st.sampled_from(["", "Let me look."]), st.none() | st.just(1))
+@given(st.sampled_from(OF_JSON), calls, st.sampled_from(["", "Let me look."]), st.none() | st.just(1))
 def test_calls_are_read_from_any_pieces_of_the_text(
     form: ToolFormat, called: list[tuple[str, object]], before: str, indent: int | None
 ) -> None:
@@ -70,7 +99,10 @@ def test_calls_are_read_from_any_pieces_of_the_text(
     st.lists(
         texts
         | st.sampled_from(
-            ["<tool_call>", "now[ARGS]{", "</tool_call>", "[TOOL_CALLS]", '{"name": "now"', ', "arguments": {']
+            [
+                *("<tool_call>", "now[ARGS]{", "</tool_call>", "[TOOL_CALLS]", '{"name": "now"', ', "arguments": {'),
+                *("<function=now>", "\n<parameter=a>", "\n</parameter>", "</function>", "<|python_tag|>", "now.call("),
+            ]
         )
     ),
     st.booleans(),
@@ -93,6 +125,8 @@ def test_any_text_is_read_alike_in_any_pieces(form: ToolFormat, parts: list[str]
         (MISTRAL, "[TOOL_CALLS] none", None),
         (LLAMA3, 'so {"name": "now", "parameters": {}}', None),
         (LLAMA3, '{"answer": 42}', None),
+        (LLAMA3_FUNCTION, "<function=rm>{}</function>", None),
+        (LLAMA3_FUNCTION, "a <function> b", None),
     ],
 )
 def test_what_is_no_call_of_a_tool_is_content(form: ToolFormat, text: str, content: str | None) -> None:
@@ -100,7 +134,7 @@ def test_what_is_no_call_of_a_tool_is_content(form: ToolFormat, text: str, conte
 
 
 def test_a_call_goes_out_while_it_is_written() -> None:
-    reader = ToolCallReader(HERMES, NAMES)
+    reader = ToolCallReader(HERMES, TOOLS)
     assert reader.push("I see.\n<tool") == ["I see."]
     assert reader.push('_call>\n{"name": "now"') == [CallStart(0, "now")]
     assert reader.push(', "arguments": {"a') == [CallArguments(0, '{"a')]
@@ -153,6 +187,9 @@ def test_marks_without_a_call_of_a_tool_are_content(text: str) -> None:
         ("{% if tools %}[TOOL_CALLS][CALL_ID][ARGS]{% endif %}", "mistral-v11"),
         ("{% if tools %}[TOOL_CALLS][ARGS]{% endif %}", "mistral-v13"),
         ('{% if tools %}{"name": f, "parameters": p} <|python_tag|>{% endif %}', "llama3"),
+        ('{% if tools %}"parameters" <|python_tag|>{{ builtin_tools }}{% endif %}', "llama3-builtin"),
+        ("{% if tools %}<function=f>{}</function>{% endif %}", "llama3-function"),
+        ("{% if tools %}<tool_call><function=f><parameter=p>{% endif %}", "qwen3-coder"),
         ("{% if tools %}<tool_call><function=f>{% endif %}", None),
         ("{{ messages }}<tool_call>", None),
         ("", None),

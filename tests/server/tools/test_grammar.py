@@ -8,11 +8,21 @@ import pytest
 
 from manylora.errors import InvalidParameter
 from manylora.models.text.grammar import MAX_GRAMMAR_BYTES, json_grammar
-from manylora.server.tools.formats import FORMATS, HERMES, MISTRAL, MISTRAL_V11, ToolFormat
+from manylora.server.tools.formats import (
+    FORMATS,
+    HERMES,
+    LLAMA3_BUILT_IN,
+    MISTRAL,
+    MISTRAL_V11,
+    QWEN3_CODER,
+    ToolFormat,
+)
 from manylora.server.tools.grammar import tool_grammar
 from manylora.server.tools.tool import Tool, ToolSet
 from tests.server.tiny_tokenizer import EOS, UNK, save_tokenizer
-from tests.server.tools.test_calls import written
+from tests.server.tools.test_calls import tagged, written
+from tests.server.tools.test_python_calls import TAG
+from tests.server.tools.test_python_calls import TOOLS as BUILT_IN
 
 llguidance = pytest.importorskip("llguidance")
 SCHEMA = {
@@ -72,7 +82,7 @@ def test_required_calls_stand_alone_and_may_be_limited_to_one(form: ToolFormat) 
     assert not accepts(form, written(form, GOOD), single)
 
 
-@pytest.mark.parametrize("form", [HERMES, MISTRAL], ids=lambda form: form.name)
+@pytest.mark.parametrize("form", [HERMES, QWEN3_CODER, MISTRAL], ids=lambda form: form.name)
 def test_a_reply_calls_or_answers_in_the_form_asked_for(form: ToolFormat) -> None:
     answer = json_grammar({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
     assert accepts(form, json.dumps({"a": 1}, separators=(",", ":")), answer=answer)
@@ -120,3 +130,70 @@ def test_tools_beyond_the_size_of_a_grammar_are_refused() -> None:
     tools = tuple(Tool(name=f"f{number}", parameters=large, given={}) for number in range(60))
     with pytest.raises(InvalidParameter, match="the limit is"):
         tool_grammar(HERMES, ToolSet(shown=tools, tools=tools), no_special)
+
+
+def of_value(schema: object, *, is_required: bool = True) -> ToolSet:
+    """A tool with one parameter."""
+    parameters = {"type": "object", "properties": {"x": schema}, "required": ["x"] if is_required else []}
+    definitions = {"n": {"type": ["string", "null"]}, "tree": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}
+    tools = (Tool(name="f", parameters={**parameters, "$defs": definitions}, given={}),)
+    return ToolSet(shown=tools, tools=tools)
+
+
+VALUES: list[tuple[object, list[str], list[str]]] = [
+    ({"type": "string"}, ["", "Rome", 'a "b"\n\n<c>', "</parameter>", "null", "[1"], ["a\n</parameter>\nb"]),
+    ({"type": "string", "minLength": 1, "maxLength": 3}, ["a", "ü\nx"], ["", "abcd"]),
+    ({"type": "string", "pattern": "^[a-z]+/\\d$"}, ["ab/1"], ["ab/", "xab/1 ", "ab/٣"]),
+    ({"type": "string", "pattern": "b+"}, ["abc", "b"], ["ac"]),
+    ({"type": "string", "pattern": "^a", "maxLength": 2}, ["a", "ab"], ["b", "abc"]),
+    ({"type": "string", "format": "date"}, ["2026-12-01"], ["2026-13-01", "2026-02-30", "today"]),
+    ({"type": "string", "format": "date-time"}, ["2026-12-01T10:00:00Z"], ["2026-12-01", "2026-12-01T10:00:60Z"]),
+    ({"enum": ["a", "b c"]}, ["a", "b c"], ["c", '"a"', ""]),
+    ({"enum": ["a", 1, None, ["x"]]}, ["a", "1", "null", '["x"]'], ["2", "b", "[]"]),
+    ({"const": "a"}, ["a"], ["b"]),
+    ({"type": "integer", "minimum": 5}, ["5", "60"], ["4", "a", "", '"5"']),
+    ({"type": "boolean"}, ["true", "false"], ["True", "yes"]),
+    ({"type": "array", "items": {"type": "string"}}, ["[]", '["a", "b"]'], ["a", '["a","b"]']),
+    ({"$ref": "#/$defs/n"}, ["", "x", "null"], []),
+    ({"$ref": "#/$defs/tree"}, ["[[], [[]]]"], ["[1]", "x"]),
+    ({"anyOf": [{"type": "string", "maxLength": 2}, {"type": "null"}]}, ["ab", "null"], ["abc", "none"]),
+    ({"type": ["string", "array"], "maxLength": 3}, ["abc", "[1, 2, 3, 4]"], ["abcd", "[a"]),
+    ({}, ["x", "1", "[1]", '{"a": 1}'], ["[x", "{"]),
+]
+
+
+@pytest.mark.parametrize(("schema", "good", "wrong"), VALUES, ids=[json.dumps(schema) for schema, _, _ in VALUES])
+def test_a_value_between_tags_obeys_its_schema(schema: object, good: list[str], wrong: list[str]) -> None:
+    tools = of_value(schema)
+    for text in good:
+        assert accepts(QWEN3_CODER, tagged("f", {"x": text}), tools), text
+    for text in wrong:
+        assert not accepts(QWEN3_CODER, tagged("f", {"x": text}), dataclasses.replace(tools, is_required=True)), text
+    assert not accepts(QWEN3_CODER, tagged("f", {}), dataclasses.replace(tools, is_required=True))
+    optional = dataclasses.replace(of_value(schema, is_required=False), is_required=True)
+    assert accepts(QWEN3_CODER, tagged("f", {}), optional)
+    assert not accepts(QWEN3_CODER, tagged("f", {"y": good[0]}), optional)
+
+
+def test_built_in_tools_are_called_behind_the_tag_and_others_as_objects() -> None:
+    tools = ToolSet(shown=BUILT_IN, tools=BUILT_IN)
+    for text in (
+        f'{TAG}brave_search.call(query="a \\"b\\"")',
+        f'{TAG}wolfram_alpha.call(query="1", unit="m")',
+        f"{TAG}print(1)\nbrave_search.call(",
+        '{"name": "find", "parameters": {"query": "x"}}',
+    ):
+        for is_required in (False, True):
+            assert accepts(LLAMA3_BUILT_IN, text, dataclasses.replace(tools, is_required=is_required)), text
+    assert accepts(LLAMA3_BUILT_IN, "It rains.", tools)
+    for text in (
+        f"{TAG}brave_search.call(query=1)",
+        f'{TAG}brave_search.call(query="x") ',
+        f'{TAG}wolfram_alpha.call(query="1")',
+        '{"name": "brave_search", "parameters": {"query": "x"}}',
+        TAG,
+    ):
+        assert not accepts(LLAMA3_BUILT_IN, text, tools), text
+    alone = ToolSet(shown=BUILT_IN, tools=BUILT_IN[:1], is_required=True)
+    assert accepts(LLAMA3_BUILT_IN, f'{TAG}brave_search.call(query="x")', alone)
+    assert not accepts(LLAMA3_BUILT_IN, f"{TAG}print(1)", alone)

@@ -7,7 +7,17 @@ from manylora.config.declaration import setting
 
 DEFAULT_BASE = "SmolLM2-135M-Instruct"
 DEFAULT_SPIN_US = 50  # docs/decisions/threads.md has the measurement
-TOOL_FORMATS = ("auto", "hermes", "mistral", "mistral-v11", "mistral-v13", "llama3")
+TOOL_FORMATS = (
+    "auto",
+    "hermes",
+    "qwen3-coder",
+    "mistral",
+    "mistral-v11",
+    "mistral-v13",
+    "llama3",
+    "llama3-builtin",
+    "llama3-function",
+)
 KERNELS = ("auto", "native", "native-bf16", "reference", "torch")
 """Names of back ends; `kernels/select.py` makes each."""
 CARD_KERNELS = ("auto", "torch")
@@ -70,11 +80,14 @@ class ModelConfig:
         "auto",
         choices=TOOL_FORMATS,
         text="""
-        The form in which the base writes calls of tools. `hermes`: `<tool_call>` and a JSON object (Hermes, Qwen).
-        `mistral`: `[TOOL_CALLS]` and a JSON array. `mistral-v13`: for each call `[TOOL_CALLS]`, the name, `[ARGS]` and
-        the arguments. `mistral-v11`: the same with `[CALL_ID]` and an id behind the name. `llama3`: a JSON object alone
-        (Llama 3.1 and later). `auto`: the form that the chat template shows. A template that does not read `tools`
-        serves none of them.
+        The form in which the base writes calls of tools. `hermes`: `<tool_call>` and a JSON object (Hermes,
+        Qwen). `mistral`: `[TOOL_CALLS]` and a JSON array. `mistral-v13`: for each call `[TOOL_CALLS]`, the
+        name, `[ARGS]` and the arguments. `mistral-v11`: the same with `[CALL_ID]` and an id behind the name.
+        `llama3`: a JSON object alone (Llama 3.1 and later). `llama3-builtin`: the same, and Llama's own tools
+        `brave_search`, `wolfram_alpha` and `code_interpreter` behind `<|python_tag|>`. `llama3-function`:
+        `<function=name>`, a JSON object of arguments and `</function>`. `qwen3-coder`: `<tool_call>`,
+        `<function=name>` and a tag for each argument. `auto`: the form that the chat template shows. A template
+        that does not read `tools` serves none of them.
         """,
     )
     device: str = setting(

@@ -208,7 +208,7 @@ class InputProcessor:
         self, order: Order, prompt: PromptInput, adapter: AdapterRef | None, rules: TextRules, caller: Caller
     ) -> PreparedPrompt:
         form, grammar = await self._form(order, prompt, rules)
-        tokens, characters = await self._fitting(order, prompt, rules, caller)
+        tokens, characters = await self._fitting(order, prompt, rules, caller, form)
         kept = self._truncated(tokens, order)
         budget = self._budget(len(kept), order)
         if order.stop.min_tokens > budget:
@@ -305,47 +305,51 @@ class InputProcessor:
     # ── text to tokens ───────────────────────────────────────────────────────────────────────────────────────────
 
     async def _fitting(
-        self, order: Order, prompt: PromptInput, rules: TextRules, caller: Caller
+        self, order: Order, prompt: PromptInput, rules: TextRules, caller: Caller, form: ToolFormat | None
     ) -> tuple[tuple[int, ...], int]:
         """Return as `_encoded`, of a conversation whose oldest turns may go as many turns as fit beside the budget.
 
         Complexity: one rendering, and log2(turns) more of a conversation that does not fit.
         """
-        whole = best = await self._encoded(prompt, rules, caller)
+        whole = best = await self._encoded(prompt, rules, caller, form)
         if not isinstance(prompt, ChatPrompt) or self._fits(len(whole[0]), order):
             return whole
         shorter = prompt.shortened
         low, high = 0, len(shorter)
         while low < high:
             middle = (low + high) // 2
-            found = await self._encoded(shorter[middle], rules, caller)
+            found = await self._encoded(shorter[middle], rules, caller, form)
             if self._fits(len(found[0]), order):
                 best, high = found, middle
             else:
                 low = middle + 1
         return best
 
-    async def _encoded(self, prompt: PromptInput, rules: TextRules, caller: Caller) -> tuple[tuple[int, ...], int]:
+    async def _encoded(
+        self, prompt: PromptInput, rules: TextRules, caller: Caller, form: ToolFormat | None
+    ) -> tuple[tuple[int, ...], int]:
         """Return a prompt's tokens and the number of characters, or of tokens, that the caller sent."""
         match prompt:
             case TextPrompt(text, add_special_tokens):
                 return await self._tokens(rules, text, add_special_tokens=add_special_tokens), len(text)
             case ChatPrompt():
-                text = await self._rendered(prompt, rules, caller.tenant)
+                text = await self._rendered(prompt, rules, caller.tenant, _tool_fields(prompt, form))
                 return await self._tokens(rules, text, add_special_tokens=False), prompt.size
         return prompt.tokens, len(prompt.tokens)
 
     async def _tokens(self, rules: TextRules, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         return tuple(await self._in_thread(lambda: rules.tokenizer.encode(text, add_special_tokens=add_special_tokens)))
 
-    async def _rendered(self, prompt: ChatPrompt, rules: TextRules, tenant: TenantId) -> str:
-        """Return the text of a conversation's prompt.
+    async def _rendered(
+        self, prompt: ChatPrompt, rules: TextRules, tenant: TenantId, tool_fields: Mapping[str, Any]
+    ) -> str:
+        """Return the text of a conversation's prompt. `tool_fields` are the template's variables for tools.
 
         Raises `TemplateFailed`, also for a model without a template, and for an adapter whose own template the
         operator forbids.
         """
         if rules.text.templates:
-            return await self._rendered_by_adapter(prompt, rules, tenant)
+            return await self._rendered_by_adapter(prompt, rules, tenant, tool_fields)
         if not rules.tokenizer.has_chat_template:
             without = f"model `{rules.tokenizer.model_id}` has no chat template; {prompt.instead}"
             raise rules.failure or TemplateFailed(without)
@@ -355,7 +359,8 @@ class InputProcessor:
                     prompt.messages,
                     add_generation_prompt=prompt.add_generation_prompt,
                     continue_final_message=prompt.continues_last,
-                    tools=_shown_tools(prompt),
+                    tools=tool_fields["tools"],
+                    variables=tool_fields,
                 )
             )
         except TemplateFailed:
@@ -363,7 +368,9 @@ class InputProcessor:
                 raise rules.failure from None  # without it, the adapter's own template could accept this
             raise
 
-    async def _rendered_by_adapter(self, prompt: ChatPrompt, rules: TextRules, tenant: TenantId) -> str:
+    async def _rendered_by_adapter(
+        self, prompt: ChatPrompt, rules: TextRules, tenant: TenantId, tool_fields: Mapping[str, Any]
+    ) -> str:
         if not self._allows_templates:
             raise TemplateFailed(
                 f"adapter `{rules.name}` has a chat template of its own, and this server's operator lets no adapter's "
@@ -378,7 +385,7 @@ class InputProcessor:
             {
                 **rules.tokenizer.named_tokens,
                 "messages": list(messages),
-                "tools": _shown_tools(prompt),
+                **tool_fields,
                 "documents": None,
                 "add_generation_prompt": prompt.add_generation_prompt,
             },
@@ -389,9 +396,11 @@ class InputProcessor:
         return cut_last(text, prompt.messages[-1]["content"]) if prompt.continues_last else text
 
 
-def _shown_tools(prompt: ChatPrompt) -> list[Mapping[str, Any]] | None:
-    """Return the tools for the chat template."""
-    return None if prompt.tools is None else [tool.given for tool in prompt.tools.shown]
+def _tool_fields(prompt: ChatPrompt, form: ToolFormat | None) -> Mapping[str, Any]:
+    """Return the variables by which the chat template shows tools."""
+    if prompt.tools is None or form is None:
+        return {"tools": None}
+    return form.template_fields(prompt.tools.shown)
 
 
 def _stop_params(stop: StopRules, text: AdapterText, budget: int, *, spells: bool) -> StopParams:

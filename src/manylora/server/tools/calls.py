@@ -4,15 +4,16 @@ Each character is read once and in order, so that the deltas together do not dep
 become the begin of a call is held back until it is decided.
 """
 
-import json
-from collections.abc import Collection
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from manylora.server.tools.formats import ToolFormat
-
-MAX_NAME = 256
-"""Characters of a name or of an id in a call, more than any has."""
+from manylora.server.tools.formats import Syntax, ToolFormat
+from manylora.server.tools.json_calls import CallObject, MarkedCall
+from manylora.server.tools.parameter_calls import ParameterCall
+from manylora.server.tools.parameters import parameters_of
+from manylora.server.tools.python_calls import BuiltInCall
+from manylora.server.tools.tool import Tool
 
 
 class CallStart(NamedTuple):
@@ -33,6 +34,28 @@ Delta = str | CallStart | CallArguments
 """A part of a reply: a str is content."""
 
 
+class Call(Protocol):
+    """One call, read character by character.
+
+    name         the tool's name, once it is read
+    is_complete  whether the call has ended
+    is_broken    whether the text is no call
+    """
+
+    name: str | None
+    is_complete: bool
+    is_broken: bool
+
+    def push(self, character: str) -> None:
+        """Take the next character of the call."""
+
+    def end(self) -> None:
+        """Note the end of the reply."""
+
+    def take_arguments(self) -> str:
+        """Return the JSON of the arguments that has been read since the last call."""
+
+
 class _Phase(Enum):
     CONTENT = auto()  # a block of calls may begin
     OPENING = auto()  # behind a trigger
@@ -48,16 +71,17 @@ class ToolCallReader:
     A block that is no call of a known tool is content, as the model wrote it.
     """
 
-    def __init__(self, form: ToolFormat, names: Collection[str], *, has_one_call: bool = False) -> None:
-        """`names` are those of the tools; with `has_one_call`, what follows the first call is dropped."""
+    def __init__(self, form: ToolFormat, tools: Sequence[Tool], *, has_one_call: bool = False) -> None:
+        """With `has_one_call`, what follows the first call is dropped."""
         self._form = form
-        self._names = names
+        self._names = {tool.name for tool in tools}
+        self._makes = _maker(form, tools)
         self._has_one_call = has_one_call
         self._longest = max(map(len, form.triggers))
         self._phase = _Phase.CONTENT
         self._held = ""  # CONTENT: white space and a part of a trigger; else all since the white space before the call
         self._closing = ""  # the part of the closer that has been read
-        self._call = self._new_call()
+        self._call: Call = CallObject(form.arguments)
         self._is_started = False  # the call under way has been told
         self._deltas: list[Delta] = []
         self.num_calls = 0
@@ -73,6 +97,9 @@ class ToolCallReader:
 
     def finish(self) -> list[Delta]:
         """Return what was held back, at the end of the reply."""
+        if self._phase is _Phase.CALL:
+            self._call.end()
+            self._advance()
         if self._phase in (_Phase.CONTENT, _Phase.OPENING) or (self._phase is _Phase.CALL and not self._is_started):
             self._tell(self._held if self._held.strip() or not self.num_calls else "")
         self._phase = _Phase.NOTHING
@@ -129,27 +156,38 @@ class ToolCallReader:
 
     def _in_opening(self, character: str) -> None:
         self._held += character
-        if character == "{" or (self._form.marks and not character.isspace()):
+        if self._begins_call(character):
             self._begin_call(character)
         elif character == self._form.opener:
             self._closing = ""
         elif not character.isspace():
             self._give_up(_Phase.REST if self._form.is_whole else _Phase.CONTENT)
 
-    def _new_call(self) -> "CallObject | MarkedCall":
-        return MarkedCall(self._form.marks) if self._form.marks else CallObject(self._form.arguments)
+    def _begins_call(self, character: str) -> bool:
+        """Return whether a call begins behind a trigger with a character."""
+        match self._form.syntax:
+            case Syntax.MARKED:
+                return not character.isspace()
+            case Syntax.PARAMETERS:
+                return character == "<"
+        return character == "{" or (bool(self._form.built_in) and not character.isspace())
 
     def _begin_call(self, character: str) -> None:
         self._phase = _Phase.CALL
-        self._call = self._new_call()
+        self._call = self._makes(character)
         self._is_started = False
         self._call.push(character)
 
     def _in_call(self, character: str) -> None:
-        call = self._call
-        call.push(character)
+        self._call.push(character)
         if not self._is_started:
             self._held += character
+        self._advance()
+
+    def _advance(self) -> None:
+        """Tell what the call under way has decided."""
+        call = self._call
+        if not self._is_started:
             is_known = call.name in self._names
             if call.is_broken or (call.name is not None and not is_known) or (call.is_complete and not is_known):
                 self._give_up(_Phase.REST if self._form.is_whole else _Phase.CONTENT)
@@ -162,7 +200,7 @@ class ToolCallReader:
             self._tell_arguments(call.take_arguments())
         if call.is_complete or call.is_broken:
             self._closing = ""
-            behind = _Phase.CONTENT if self._form.marks else _Phase.BEHIND
+            behind = _Phase.CONTENT if self._form.marks and not self._form.closer else _Phase.BEHIND
             self._phase = _Phase.NOTHING if self._has_one_call else behind
 
     def _behind_call(self, character: str) -> None:
@@ -171,7 +209,7 @@ class ToolCallReader:
             self._closing = closing
             if closing == closer:
                 self._held, self._phase = "", _Phase.CONTENT
-        elif character == "{":
+        elif character == "{" and self._form.syntax is Syntax.OBJECT:
             self._held = character
             self._begin_call(character)
         elif not character.isspace() and character != self._form.separator:
@@ -187,6 +225,19 @@ class ToolCallReader:
         """The reply's calls are complete."""
 
 
+def _maker(form: ToolFormat, tools: Sequence[Tool]) -> Callable[[str], Call]:
+    """Return the function that makes the reader of a call from its first character."""
+    if form.syntax is Syntax.MARKED:
+        return lambda _: MarkedCall(form.marks)
+    if form.syntax is Syntax.PARAMETERS:
+        values = {tool.name: {each.name: each.value for each in parameters_of(tool)} for tool in tools}
+        return lambda _: ParameterCall(values)
+    built_in = [tool for tool in tools if form.is_built_in(tool)]
+    names = [tool.name for tool in built_in if tool.name != form.code]
+    code = next(((tool.name, next(iter(tool.properties))) for tool in built_in if tool.name == form.code), None)
+    return lambda first: CallObject(form.arguments) if first == "{" or not built_in else BuiltInCall(names, code)
+
+
 _STEPS = {
     _Phase.CONTENT: ToolCallReader._in_content,
     _Phase.OPENING: ToolCallReader._in_opening,
@@ -194,208 +245,3 @@ _STEPS = {
     _Phase.BEHIND: ToolCallReader._behind_call,
     _Phase.NOTHING: ToolCallReader._drop,
 }
-
-
-class _At(Enum):
-    """The place in a call's object."""
-
-    OPEN = auto()
-    KEY = auto()
-    IN_KEY = auto()
-    COLON = auto()
-    VALUE = auto()
-    NEXT = auto()
-
-
-class CallObject:
-    """The JSON object of one call, read character by character.
-
-    name         the tool's name, once it is read
-    is_complete  whether the object has ended
-    is_broken    whether the text is no such object
-    """
-
-    def __init__(self, arguments: str) -> None:
-        self.name: str | None = None
-        self.is_complete = False
-        self.is_broken = False
-        self._arguments = arguments
-        self._at = _At.OPEN
-        self._key = ""
-        self._value = JsonValue()
-        self._out: list[str] = []
-        self._has_arguments = False
-
-    def take_arguments(self) -> str:
-        """Return the JSON of the arguments that has been read since the last call."""
-        found, self._out = "".join(self._out), []
-        return found
-
-    def push(self, character: str) -> None:
-        """Take the next character of the object."""
-        if self._at in (_At.IN_KEY, _At.VALUE):
-            self._in_value(character)
-        elif not character.isspace():
-            self._between(character)
-
-    def _between(self, character: str) -> None:
-        match self._at, character:
-            case _At.OPEN, "{":
-                self._at = _At.KEY
-            case _At.KEY, '"':
-                self._at, self._value = _At.IN_KEY, JsonValue()
-                self._value.push(character)
-            case _At.COLON, ":":
-                self._at, self._value = _At.VALUE, JsonValue()
-            case _At.NEXT, ",":
-                self._at = _At.KEY
-            case ((_At.NEXT | _At.KEY), "}"):
-                self.is_complete = True
-                if not self._has_arguments:
-                    self._out.append("{}")
-            case _:
-                self.is_broken = True
-
-    def _in_value(self, character: str) -> None:
-        value = self._value
-        taken = value.push(character)
-        if self._is_of_arguments and value.is_container and taken:
-            self._out.append(character)
-        if not value.is_over:
-            return
-        if self._at is _At.IN_KEY:
-            self._key, self._at = str(self._loaded(value)), _At.COLON
-            return
-        self._note(value)
-        self._at = _At.NEXT
-        if not taken:
-            self.push(character)
-
-    @property
-    def _is_of_arguments(self) -> bool:
-        """Return whether the value under way has the arguments: the first with one of the two keys in use."""
-        return self._at is _At.VALUE and not self._has_arguments and self._key in (self._arguments, "arguments")
-
-    def _note(self, value: "JsonValue") -> None:
-        if self._is_of_arguments:
-            if not value.is_container:
-                loaded = self._loaded(value)
-                self._out.append(loaded if isinstance(loaded, str) and loaded else "{}")
-            self._has_arguments = True
-        elif self._key == "name" and self.name is None:
-            loaded = self._loaded(value)
-            self.name = loaded if isinstance(loaded, str) else ""
-
-    def _loaded(self, value: "JsonValue") -> object:
-        """Return a string or a scalar; None for text that is no JSON, which breaks the object."""
-        try:
-            loaded: object = json.loads(value.text)
-        except ValueError:
-            self.is_broken = True
-            return None
-        return loaded
-
-
-class MarkedCall:
-    """A call of a name, marks and an object of arguments, read character by character. It is as a `CallObject`."""
-
-    def __init__(self, marks: tuple[str, ...]) -> None:
-        """`marks` are those between the name and the arguments; the text behind one that is not the last is an id."""
-        self.name: str | None = None
-        self.is_complete = False
-        self.is_broken = False
-        self._marks = marks
-        self._text = ""  # since the mark before
-        self._value = JsonValue()
-        self._out: list[str] = []
-
-    def take_arguments(self) -> str:
-        """Return the JSON of the arguments that has been read since the last call."""
-        found, self._out = "".join(self._out), []
-        return found
-
-    def push(self, character: str) -> None:
-        """Take the next character of the call."""
-        if self._marks:
-            self._in_words(character)
-            return
-        taken = self._value.push(character)
-        if taken and self._value.is_container:
-            self._out.append(character)
-        elif not character.isspace():
-            self.is_broken = True
-        self.is_complete = self._value.is_over
-
-    def _in_words(self, character: str) -> None:
-        self._text += character
-        mark = self._marks[0]
-        word, _, rest = self._text.partition(mark[0])
-        if len(word) > MAX_NAME or (rest and not mark.startswith(mark[0] + rest)):
-            self.is_broken = True
-        elif self._text.endswith(mark):
-            if self.name is None:
-                self.name = word.strip()
-            self._marks, self._text = self._marks[1:], ""
-
-
-class JsonValue:
-    """The extent of one JSON value, found character by character. Containers are not kept as text.
-
-    is_container  whether it is an object or an array
-    is_over       whether it has ended
-    """
-
-    def __init__(self) -> None:
-        self.is_container = False
-        self.is_over = False
-        self._depth = 0
-        self._is_in_string = False
-        self._is_escaped = False
-        self._text: list[str] = []
-
-    @property
-    def text(self) -> str:
-        return "".join(self._text)
-
-    def push(self, character: str) -> bool:
-        """Take the next character; return False for one that is no part of the value."""
-        if not self._text and not self.is_container:
-            return self._begin(character)
-        if self._is_in_string:
-            self._in_string(character)
-        elif self.is_container:
-            self._in_container(character)
-        elif character in ",}]" or character.isspace():
-            self.is_over = True
-            return False
-        if not self.is_container:
-            self._text.append(character)
-        return True
-
-    def _begin(self, character: str) -> bool:
-        if character.isspace():
-            return False
-        if character in "{[":
-            self.is_container, self._depth = True, 1
-            return True
-        self._is_in_string = character == '"'
-        self._text.append(character)
-        return True
-
-    def _in_string(self, character: str) -> None:
-        if self._is_escaped:
-            self._is_escaped = False
-        elif character == "\\":
-            self._is_escaped = True
-        elif character == '"':
-            self._is_in_string = False
-            self.is_over = self._depth == 0
-
-    def _in_container(self, character: str) -> None:
-        if character == '"':
-            self._is_in_string = True
-        elif character in "{[":
-            self._depth += 1
-        elif character in "}]":
-            self._depth -= 1
-            self.is_over = self._depth == 0

@@ -1,11 +1,16 @@
 """The grammar of replies with calls of tools: the arguments of each call are those that the tool's schema accepts."""
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from manylora.models.text.grammar import MAX_GRAMMAR_BYTES, GrammarKind, GrammarSource, json_grammar
-from manylora.server.tools.formats import ToolFormat
+from manylora.server.tools.formats import Syntax, ToolFormat
+from manylora.server.tools.parameter_calls import CLOSER, END, HEAD, PARAMETER
+from manylora.server.tools.parameters import ToolParameter, parameters_of
+from manylora.server.tools.python_calls import CALL
 from manylora.server.tools.tool import Tool, ToolSet
 
 FIELD = "tools"
@@ -33,16 +38,26 @@ def tool_grammar(
     """
     trigger = form.triggers[0]
     opening = "" if trigger == "{" else _spelled(trigger, special_id)
+    schemas = [json_grammar(dict(tool.parameters or _NO_ARGUMENTS), field=FIELD) for tool in tools.tools]
+    checked = [
+        dataclasses.replace(tool, parameters=json.loads(schema.text))
+        for tool, schema in zip(tools.tools, schemas, strict=True)
+    ]
+    others = [number for number, tool in enumerate(tools.tools) if not form.is_built_in(tool)]
+    known = [tool for number, tool in enumerate(checked) if number not in others]
+    kinds = [*(["others"] if others else []), *(["known"] if known else [])]
     text = "\n".join(
         [
             "%llguidance {}",
             f"start: {_start(form, is_required=tools.is_required, has_answer=answer is not None)}",
             *_text_rules(form, opening, special_id),
-            *([] if answer is None else [f"answer: %json {_json(answer, {})}"]),
-            f"calls: {_calls(form, opening, is_parallel=tools.is_parallel)}",
+            *([] if answer is None else [f"answer: %json {answer.text}"]),
+            f"calls: {' | '.join(kinds)}",
+            *([f"others: {_calls(form, opening, is_parallel=tools.is_parallel)}"] if others else []),
             *_marks(form, special_id),
-            "call: " + " | ".join(f"call_{number}" for number in range(len(tools.tools))),
-            *(_call(form, tool, number) for number, tool in enumerate(tools.tools)),
+            *(["call: " + " | ".join(f"call_{number}" for number in others)] if others else []),
+            *(rule for number in others for rule in _call(form, checked[number], number)),
+            *(_built_in(form, known, special_id) if known else []),
         ]
     )
     source = GrammarSource(kind=GrammarKind.LARK, text=text, field=FIELD)
@@ -62,7 +77,9 @@ def _start(form: ToolFormat, *, is_required: bool, has_answer: bool) -> str:
 def _text_rules(form: ToolFormat, opening: str, special_id: SpecialId) -> list[str]:
     """Return the rules of free text, and of the trigger alone and behind text."""
     if form.is_whole:
-        return [f"TEXT: {_NO_CALL}", 'opened: ""']
+        tag = form.triggers[-1]
+        spelled = f" & ~/{re.escape(tag)}(.|\\n)*/" if form.built_in and special_id(tag) is None else ""
+        return [f"TEXT: {_NO_CALL}{spelled}", 'opened: ""']
     if special_id(form.triggers[0]) is not None:
         return [f"TEXT: {_ANY_TEXT}", f"opened: {opening}", f"led: TEXT {opening}"]
     return [f"TEXT: {_ANY_TEXT}", f"opened: {opening}", f"led[lazy]: TEXT {opening}"]
@@ -71,7 +88,8 @@ def _text_rules(form: ToolFormat, opening: str, special_id: SpecialId) -> list[s
 def _calls(form: ToolFormat, opening: str, *, is_parallel: bool) -> str:
     """Return what follows the trigger of the first call."""
     if form.marks:
-        return "call" + (f" ({opening} call)*" if is_parallel else "")
+        call = f"call {json.dumps(form.closer)}" if form.closer else "call"
+        return call + (f" ({opening} {call})*" if is_parallel else "")
     if form.closer == "]":
         more = ' (", " call)*' if is_parallel else ""
         return f'" "? "[" call{more} "]"'
@@ -89,18 +107,60 @@ def _marks(form: ToolFormat, special_id: SpecialId) -> list[str]:
     return [f"marks: {marks}"]
 
 
-def _call(form: ToolFormat, tool: Tool, number: int) -> str:
-    if form.marks:
-        schema = json_grammar(dict(tool.parameters or _NO_ARGUMENTS), field=FIELD)
-        return f"call_{number}: {json.dumps(tool.name)} marks %json {_json(schema, _SPACED)}"
+def _call(form: ToolFormat, tool: Tool, number: int) -> list[str]:
+    """Return the rules of a call of one tool."""
+    if form.syntax is Syntax.PARAMETERS:
+        return _tagged_call(tool, number)
+    schema = _spaced(tool.parameters or {})
+    if form.syntax is Syntax.MARKED:
+        return [f"call_{number}: {json.dumps(tool.name)} marks %json {schema}"]
     head = f'{{"name": {json.dumps(tool.name)}, "{form.arguments}": '
-    schema = json_grammar(dict(tool.parameters or _NO_ARGUMENTS), field=FIELD)
-    return f'call_{number}: {json.dumps(head)} %json {_json(schema, _SPACED)} "}}"'
+    return [f'call_{number}: {json.dumps(head)} %json {schema} "}}"']
 
 
-def _json(schema: GrammarSource, options: Mapping[str, Any]) -> str:
+def _tagged_call(tool: Tool, number: int) -> list[str]:
+    """Return the rules of a call of tags. Optional parameters may be absent; the order is that of the schema."""
+    parameters = parameters_of(tool)
+    names = " ".join(f"p{number}_{index}{'' if each.is_required else '?'}" for index, each in enumerate(parameters))
+    definitions = {key: value for key, value in (tool.parameters or {}).items() if key in ("$defs", "definitions")}
+    rules = [f"call_{number}: {json.dumps(f'{HEAD}{tool.name}>' + chr(10))} {names} {json.dumps(END)}"]
+    for index, each in enumerate(parameters):
+        rules += _parameter(each, definitions, f"{number}_{index}")
+    return rules
+
+
+def _parameter(parameter: ToolParameter, definitions: Mapping[str, Any], suffix: str) -> list[str]:
+    """Return the rules of one parameter with its tags, whose value is a text, JSON, or either."""
+    value, behind = parameter.value, json.dumps(f"\n{CLOSER}\n")
+    kinds, rules = list[str](), list[str]()
+    if value.texts:
+        kinds.append(f"t{suffix}")
+        rules.append(f"t{suffix}[lazy]: T{suffix} {behind}")
+        rules.append(f"T{suffix}: {' | '.join(f'({text})' for text in value.texts)}")
+    if value.json is not None:
+        kinds.append(f"j{suffix}")
+        schema = value.json if isinstance(value.json, dict) else {}
+        rules.append(f"j{suffix}: %json {_spaced({**schema, **definitions})} {behind}")
+    return [f"p{suffix}: {json.dumps(f'{PARAMETER}{parameter.name}>' + chr(10))} ({' | '.join(kinds)})", *rules]
+
+
+def _built_in(form: ToolFormat, tools: Sequence[Tool], special_id: SpecialId) -> list[str]:
+    """Return the rules of the calls of built-in tools, of which a reply has one."""
+    rules, heads = list[str](), [re.escape(tool.name + CALL) for tool in tools if tool.name != form.code]
+    for tool in tools:
+        if tool.name == form.code:
+            calls = f" & ~/({'|'.join(heads)})(.|\\n)*/" if heads else ""
+            rules.append(f"KNOWN: /[^{{\\s](.|\\n)*/{calls}")
+        else:
+            keys = (f"{json.dumps(key + '=')} %json {json.dumps(each)}" for key, each in tool.properties.items())
+            rules.append(f"known_{len(rules)}: {json.dumps(tool.name + CALL)} " + ' ", " '.join(keys) + ' ")"')
+    names = (rule.partition(":")[0] for rule in rules)
+    return [f"known: {_spelled(form.triggers[-1], special_id)} ({' | '.join(names)})", *rules]
+
+
+def _spaced(schema: Mapping[str, Any]) -> str:
     """Return a checked schema, from which its own options were removed, with ours."""
-    return json.dumps({**json.loads(schema.text), **({"x-guidance": options} if options else {})}, ensure_ascii=False)
+    return json.dumps({**schema, "x-guidance": _SPACED}, ensure_ascii=False)
 
 
 def _spelled(trigger: str, special_id: SpecialId) -> str:

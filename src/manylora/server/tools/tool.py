@@ -17,6 +17,12 @@ class Tool:
     parameters: Mapping[str, Any] | None
     given: Mapping[str, Any]
 
+    @property
+    def properties(self) -> Mapping[str, Any]:
+        """The schemas of the arguments by name, where the schema lists them."""
+        found = (self.parameters or {}).get("properties")
+        return found if isinstance(found, dict) else {}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolSet:

@@ -6,6 +6,7 @@ from manylora.server.generation.order import ChatPrompt
 from manylora.server.generation.service import Completion
 from manylora.server.tools.calls import CallArguments, CallStart, Delta, ToolCallReader
 from manylora.server.tools.formats import ToolFormat
+from manylora.server.tools.tool import Tool
 
 Fields = dict[str, object]
 
@@ -13,11 +14,11 @@ Fields = dict[str, object]
 class CallWriter:
     """The content and the calls of one choice, in OpenAI's form."""
 
-    def __init__(self, form: ToolFormat, names: Sequence[str], *, has_one_call: bool, is_older: bool = False) -> None:
+    def __init__(self, form: ToolFormat, tools: Sequence[Tool], *, has_one_call: bool, is_older: bool = False) -> None:
         """`is_older`: the one call is a `function_call`, OpenAI's older form."""
         self._form = form
         self._is_older = is_older
-        self._reader = ToolCallReader(form, names, has_one_call=has_one_call)
+        self._reader = ToolCallReader(form, tools, has_one_call=has_one_call)
 
     @property
     def has_calls(self) -> bool:
@@ -77,5 +78,5 @@ def call_writer(completion: Completion) -> CallWriter | None:
     [given, *_], [prepared, *_] = completion.order.prompts, completion.prompts
     if not isinstance(given, ChatPrompt) or given.tools is None or prepared.tool_format is None:
         return None
-    tools, names = given.tools, [tool.name for tool in given.tools.tools]
-    return CallWriter(prepared.tool_format, names, has_one_call=not tools.is_parallel, is_older=tools.is_older)
+    tools = given.tools
+    return CallWriter(prepared.tool_format, tools.tools, has_one_call=not tools.is_parallel, is_older=tools.is_older)

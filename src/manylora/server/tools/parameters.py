@@ -1,0 +1,279 @@
+"""The values of a call's parameters where strings stand without quotation marks: their texts, by the tool's schema.
+
+Source: the parser of calls that comes with Qwen3-Coder, which reads a value by the type in the schema.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from manylora.errors import InvalidParameter
+from manylora.server.tools.patterns import terminal_of_pattern
+from manylora.server.tools.tool import Tool
+
+Schema = Any  # a JSON schema
+MAX_DEPTH = 16
+"""Levels of references and alternatives above the type of one value."""
+TYPES = ("string", "null", "boolean", "integer", "number", "array", "object")
+SCALARS: Mapping[str, str] = {
+    "null": "null",
+    "boolean": "true|false",
+    "integer": "-?(0|[1-9][0-9]*)",
+    "number": r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?",
+}
+"""The texts of values that may stand where a string may, too."""
+_DATE = (
+    "[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
+)
+_TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+_FORMATS: Mapping[str, str] = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "uuid": "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+}
+_ANNOTATIONS = frozenset({"title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated"})
+_OF_STRINGS = frozenset({"type", "minLength", "maxLength", "pattern", "format", "enum", "const"})
+_OF_TYPES = {
+    **dict.fromkeys(("minLength", "maxLength", "pattern", "format"), ("string",)),
+    **dict.fromkeys(
+        ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), ("integer", "number")
+    ),
+    **dict.fromkeys(("items", "prefixItems", "additionalItems", "minItems", "maxItems"), ("array",)),
+    **dict.fromkeys(("properties", "patternProperties", "additionalProperties", "required"), ("object",)),
+}
+"""The types that a keyword restricts, where these are not all."""
+_OF_CALLS = _ANNOTATIONS | {"type", "properties", "required", "additionalProperties", "$defs", "definitions"}
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """The texts of one parameter.
+
+    texts    terminals of the grammar, one for each kind of string, and for each value of `scalars`; none: no string
+    scalars  the types beside strings whose values are read as JSON where a text is one
+    json     the schema of the values that are JSON; None: there are none
+    """
+
+    texts: tuple[str, ...]
+    scalars: frozenset[str]
+    json: Schema | None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolParameter:
+    """One parameter of a tool."""
+
+    name: str
+    is_required: bool
+    value: Value
+
+
+def parameters_of(tool: Tool) -> tuple[ToolParameter, ...]:
+    """Return the parameters of a tool, in the schema's order. A call has these alone.
+
+    Raises: `InvalidParameter` for a schema whose values this form cannot have
+    """
+    root = tool.parameters or {}
+    where = f"function {tool.name!r}"
+    if unknown := sorted(root.keys() - _OF_CALLS):
+        raise _refusal(where, f"has the keyword `{unknown[0]}` beside its properties")
+    if isinstance(root.get("additionalProperties"), dict):
+        raise _refusal(where, "has a schema in `additionalProperties`")
+    properties, required = root.get("properties", {}), root.get("required", [])
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        raise _refusal(where, "has `properties` or `required` of another type")
+    if missing := [name for name in required if name not in properties]:
+        raise _refusal(where, f"requires {missing[0]!r}, which `properties` lacks")
+    return tuple(
+        ToolParameter(
+            _checked(name, where), name in required, _ValueReader(root, f"{where}, parameter {name!r}").value(schema)
+        )
+        for name, schema in properties.items()
+    )
+
+
+def _checked(name: str, where: str) -> str:
+    if not name or set(name) & set("<>\n\r") or name != name.strip():
+        raise _refusal(where, f"has the parameter {name!r}, a name that no tag can have,")
+    return name
+
+
+def _refusal(where: str, why: str) -> InvalidParameter:
+    return InvalidParameter(
+        f"`tools` schema is not supported: {where} {why}, which calls of the form qwen3-coder cannot have",
+        parameter="tools",
+    )
+
+
+class _ValueReader:
+    """Reads one parameter's schema."""
+
+    def __init__(self, root: Schema, where: str) -> None:
+        self._root = root
+        self._where = where
+        self._texts: list[str] = []
+        self._scalars: set[str] = set()
+        self._limited = ""  # a scalar type with limits
+        self._listed: dict[str, str] = {}  # the types of listed values, by their text
+        self._has_open_text = False
+        self._json: list[Schema] = []
+
+    def value(self, schema: Schema) -> Value:
+        """Return the values of a schema. Raises `InvalidParameter`."""
+        for each in self._alternatives(schema, MAX_DEPTH):
+            self._take(each)
+        if "string" not in self._listed.values() and not self._has_open_text:
+            return Value((), frozenset(), schema)
+        self._check_scalars()
+        if self._json:
+            self._texts = [rf"({text}) & /([^\[{{](.|\n)*)?/" for text in self._texts]
+        self._texts += [f"/{SCALARS[kind]}/" for kind in sorted(self._scalars)]
+        scalars = self._scalars | (set(self._listed.values()) & SCALARS.keys())
+        return Value(tuple(self._texts), frozenset(scalars), {"anyOf": self._json} if self._json else None)
+
+    def _check_scalars(self) -> None:
+        """Raise `InvalidParameter` where a text could be read as a value that the schema does not accept."""
+        listed = {kind for kind in self._listed.values() if kind != "string"} - self._scalars
+        limited = self._limited or (min(listed) if listed and self._has_open_text else "")
+        if limited:
+            raise _refusal(self._where, f"may be a string or a limited {limited}")
+        kinds = frozenset(listed)
+        if any(kind == "string" and is_scalar(text, kinds) for text, kind in self._listed.items()):
+            raise _refusal(self._where, f"lists strings that read like the type {min(kinds)}")
+
+    def _alternatives(self, schema: Schema, depth: int) -> Iterator[Schema]:
+        """Yield schemas of one type each."""
+        if depth == 0:
+            raise _refusal(self._where, "has a schema of too many levels or one that refers to itself")
+        if schema is True:
+            schema = {}
+        if not isinstance(schema, dict):
+            raise _refusal(self._where, "has no schema of values")
+        rules = {keyword: value for keyword, value in schema.items() if keyword not in _ANNOTATIONS}
+        combined = [keyword for keyword in ("$ref", "anyOf", "oneOf", "allOf") if keyword in rules]
+        if combined and len(rules) == 1:
+            yield from self._combined(combined[0], rules[combined[0]], depth)
+        elif "type" not in rules and not rules.keys() <= {"enum", "const"}:
+            raise _refusal(self._where, f"has the keyword `{next(iter(rules))}` without a `type`")
+        elif combined and (rules["type"] == "string" or isinstance(rules["type"], list)):
+            raise _refusal(self._where, f"has the keyword `{combined[0]}` beside others")
+        elif "enum" in rules or "const" in rules:
+            yield rules
+        else:
+            types = rules.get("type", TYPES)
+            for kind in [types] if isinstance(types, str) else types:
+                yield {**{word: rules[word] for word in rules if _restricts(word, kind)}, "type": kind}
+
+    def _combined(self, keyword: str, value: Schema, depth: int) -> Iterator[Schema]:
+        if keyword == "$ref":
+            yield from self._alternatives(self._referred(value), depth - 1)
+        elif not isinstance(value, list) or not value or (keyword == "allOf" and len(value) > 1):
+            raise _refusal(self._where, f"has `{keyword}` of several schemas or of none")
+        else:
+            for each in value:
+                yield from self._alternatives(each, depth - 1)
+
+    def _referred(self, reference: object) -> Schema:
+        words = reference.split("/") if isinstance(reference, str) else []
+        if len(words) != 3 or words[0] != "#" or words[1] not in ("$defs", "definitions"):
+            raise _refusal(self._where, "has a `$ref` to no entry of `$defs`")
+        found = self._root.get(words[1], {})
+        if not isinstance(found, dict) or words[2] not in found:
+            raise _refusal(self._where, f"has a `$ref` to {words[2]!r}, which `{words[1]}` lacks")
+        return found[words[2]]
+
+    def _take(self, schema: Mapping[str, Schema]) -> None:
+        """Sort one schema of one type, or one with listed values."""
+        if "enum" in schema or "const" in schema:
+            self._take_listed(schema)
+            return
+        kind = schema["type"]
+        if kind not in TYPES:
+            raise _refusal(self._where, f"has the type {kind!r}")
+        if kind == "string":
+            self._has_open_text = True
+            self._texts.append(self._text(schema))
+        elif kind in SCALARS:
+            if schema.keys() > {"type"}:
+                self._limited = kind
+            self._scalars.add(kind)
+        else:
+            self._json.append(schema)
+
+    def _take_listed(self, schema: Mapping[str, Schema]) -> None:
+        if len(schema.keys() - {"type"}) > 1:
+            raise _refusal(self._where, "has `enum` or `const` beside other keywords")
+        listed = [schema["const"]] if "const" in schema else schema["enum"]
+        types = schema.get("type", TYPES)
+        for value in listed if isinstance(listed, list) else ():
+            kind = _type_of(value)
+            if kind not in types and not (kind == "integer" and "number" in types):
+                continue
+            if kind == "null":
+                self._scalars.add(kind)
+            elif kind == "string" or kind in SCALARS:
+                text = value if kind == "string" else json.dumps(value)
+                self._listed[text] = kind
+                self._texts.append(json.dumps(text, ensure_ascii=False))
+            else:
+                self._json.append({"const": value})
+
+    def _text(self, schema: Mapping[str, Schema]) -> str:
+        """Return the terminal of the strings of a schema."""
+        if unknown := sorted(schema.keys() - _OF_STRINGS):
+            raise _refusal(self._where, f"has the keyword `{unknown[0]}` beside a string")
+        least, most = schema.get("minLength", 0), schema.get("maxLength")
+        parts = []
+        if least or most is not None:
+            if not isinstance(least, int) or not isinstance(most, int | None):
+                raise _refusal(self._where, "has a length that is no integer")
+            parts.append(rf"/(.|\n){{{least},{'' if most is None else most}}}/")
+        if "pattern" in schema:
+            parts.append(self._pattern(schema["pattern"]))
+        if "format" in schema:
+            if schema["format"] not in _FORMATS:
+                raise _refusal(self._where, f"has the format {schema['format']!r}")
+            parts.append(f"/{_FORMATS[schema['format']]}/")
+        return " & ".join(parts) or r"/(.|\n)*/"
+
+    def _pattern(self, pattern: object) -> str:
+        try:
+            return terminal_of_pattern(pattern if isinstance(pattern, str) else "")
+        except ValueError as error:
+            raise _refusal(self._where, f"has a `pattern` {error}") from error
+
+
+def _restricts(word: str, kind: str) -> bool:
+    return kind in _OF_TYPES.get(word, (kind,))
+
+
+def _type_of(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "boolean"
+        case str():
+            return "string"
+        case int():
+            return "integer"
+        case float():
+            return "number"
+        case list():
+            return "array"
+    return "object"
+
+
+def is_scalar(text: str, scalars: frozenset[str]) -> bool:
+    """Return whether a text is a value of one of these types."""
+    return any(re.fullmatch(SCALARS[kind], text) for kind in scalars)
+
+
+def may_become_scalar(text: str, scalars: frozenset[str]) -> bool:
+    """Return whether a text may begin a value of one of these types."""
+    words = [word for kind in scalars & {"null", "boolean"} for word in SCALARS[kind].split("|")]
+    is_number = bool(scalars & {"integer", "number"}) and re.fullmatch(r"[-+.eE0-9]*", text) is not None
+    return is_number or any(word.startswith(text) for word in words)
