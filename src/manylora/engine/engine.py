@@ -229,7 +229,8 @@ class Engine:
 
     def _enqueue(self, sequence: Sequence) -> None:
         if (key := grammar_key(sequence.request)) is not None:
-            sequence.matcher = self._grammars.matcher(key, sequence.stopper.ends)
+            added = sequence.request.stop.added_tokens
+            sequence.matcher = self._grammars.matcher(key, sequence.stopper.ends, added)
         self._queued[sequence.request.id] = sequence
         self._scheduler.enqueue(sequence)
 

@@ -49,7 +49,7 @@ class EngineLimits:
         return None
 
 
-def no_token_left(sequence: Sequence) -> InvalidParameter:
+def no_token_left(sequence: Sequence) -> ManyloraError:
     """Return the error for a sequence whose rules bar every token."""
     if sequence.matcher is not None:
         return sequence.matcher.no_token_left()

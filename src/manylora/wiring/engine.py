@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from manylora.engine.scheduling.lending import KvLender
 from manylora.engine.scheduling.pins import AdapterPins
 from manylora.engine.scheduling.scheduler import Scheduler
 from manylora.errors import AdapterError, AdapterNotFound, ConfigInvalid
+from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
 from manylora.kernels.interface import Kernels
 from manylora.kernels.select import select_kernels
 from manylora.models.checkpoint_files import checked_entries, fingerprint, storage_formats
@@ -82,29 +83,40 @@ def build_engine_on(
     template = _chat_template(config)
     tokenizer = Tokenizer(base_dir, chat_template=template, clock=clock)
     report(_tokenizer_line(tokenizer, spec))
-    vocabularies = Vocabularies(partial(_open_vocabulary, tokenizer, spec.vocab))
-    vocabularies.prepare()  # beside the read of the weights
+    grammars = _grammar_compiler(tokenizer, spec.vocab, clock)
     progress = LoadProgress(report, clock)
     weights = load_weights(base_dir, spec, kernels, progress)
     model = LlamaModel(spec, weights, kernels, max_positions=plan.max_model_len)
     report(progress.summary(formats))
     digest = fingerprint(base_dir, spec)
     store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), base_dir, kernels, clock)
-    engine = wire_engine(config, plan, model, kernels, store, tokenizer, vocabularies, clock)
+    engine = wire_engine(config, plan, model, kernels, store, tokenizer, grammars, clock)
     report("adapter store opened, KV cache laid out")
     served = _served(config, base_dir, spec, digest, kernels, plan, clock)
     return engine, dataclasses.replace(served, chat_template=template)
 
 
-def _open_vocabulary(tokenizer: Tokenizer, vocab: int, added: tuple[AddedToken, ...]) -> Vocabulary:
-    """Return the vocabulary of grammars: the base's `vocab` tokens and an adapter's."""
-    found = _vocabulary_text(tokenizer, vocab, added)
-    return open_vocabulary(found.text, size=found.size, ends=found.ends)
+def _grammar_compiler(tokenizer: Tokenizer, vocab: int, clock: Clock) -> GrammarCompiler:
+    """Return the compiler of grammars over the base's `vocab` tokens, whose vocabulary opens beside other work."""
+    base_text = cache(lambda: _vocabulary_text(tokenizer, vocab))
+
+    def opened(added: tuple[AddedToken, ...]) -> Vocabulary:
+        found = _vocabulary_text(tokenizer, vocab, added) if added else base_text()
+        return open_vocabulary(found.text, size=found.size, ends=found.ends)
+
+    def texts_of(added: tuple[AddedToken, ...]) -> dict[int, bytes]:
+        own = tokenizer.with_added(added)
+        return {token.id: own.token_bytes(token.id) for token in added}
+
+    vocabularies = Vocabularies(opened, texts_of)
+    vocabularies.prepare()
+    return GrammarCompiler(vocabularies, clock, ProcessTrials(base_text))
 
 
 def _vocabulary_text(tokenizer: Tokenizer, vocab: int, added: tuple[AddedToken, ...] = ()) -> VocabularyText:
-    size = max([vocab, tokenizer.vocab_size, *(token.id + 1 for token in added)])
-    return VocabularyText(tokenizer.to_json(added), size, tuple(sorted(tokenizer.eos_ids)))
+    """Return the text of a vocabulary, with ids behind the base's for the special tokens that adapters may add."""
+    size = max(vocab, tokenizer.vocab_size) + MAX_ADDED_TOKENS
+    return VocabularyText.of(tokenizer.to_json(added), size, tuple(sorted(tokenizer.eos_ids)))
 
 
 def _chat_template(config: Config) -> str:
@@ -156,7 +168,7 @@ def wire_engine(
     kernels: Kernels,
     store: Store,
     tokenizer: Tokenizer,
-    vocabularies: Vocabularies,
+    grammars: GrammarCompiler,
     clock: Clock,
 ) -> Engine:
     """Build an engine of scheduler, executor and adapter store around a loaded model."""
@@ -186,7 +198,7 @@ def wire_engine(
         executor=executor,
         store=store,
         pins=pins,
-        grammars=GrammarCompiler(vocabularies, clock, ProcessTrials(partial(_vocabulary_text, tokenizer, spec.vocab))),
+        grammars=grammars,
         clock=clock,
         limits=EngineLimits(
             max_model_len=plan.max_model_len,

@@ -23,7 +23,7 @@ from manylora.engine.grammars.vocabularies import Vocabularies
 from manylora.errors import EngineFault, InvalidParameter, ManyloraError, Unavailable
 from manylora.ids import Flow
 from manylora.models.text.grammar import GrammarSource, json_grammar, lark_grammar, regex_grammar
-from tests.engine.grammars.vocabulary import open_bytes, tokens_of
+from tests.engine.grammars.vocabulary import open_bytes, texts_of, tokens_of
 
 Job = Callable[[], None]
 
@@ -59,7 +59,7 @@ class Told:
 class Bench:
     def __init__(self, trials: Trials | None = None) -> None:
         self.threads, self.clock = Threads(), ManualClock()
-        self.compiler = GrammarCompiler(Vocabularies(open_bytes), self.clock, trials, self.threads.start)
+        self.compiler = GrammarCompiler(Vocabularies(open_bytes, texts_of), self.clock, trials, self.threads.start)
 
     def want(self, pattern: str, flow: str = "a") -> CompiledGrammar | ManyloraError | None:
         return self.compiler.want(key(pattern), Flow(flow))
@@ -227,21 +227,33 @@ def test_what_is_kept_is_bounded_and_what_is_wanted_is_kept(monkeypatch: pytest.
     assert bench.want("b") is None
 
 
-def test_a_failure_that_no_grammar_explains_is_the_server_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(source: GrammarSource, vocabulary: object) -> CompiledGrammar:
-        raise RuntimeError("broken")
+@pytest.mark.parametrize("kind", [RuntimeError, BaseException], ids=["error", "panic"])
+def test_a_failure_that_no_grammar_explains_is_the_server_s(
+    monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    """A panic of the library is no `Exception`. Neither leaves a thread that counts as stuck."""
 
-    monkeypatch.setattr(compilers, "compiled", fails)
+    def fails(source: GrammarSource, vocabulary: object) -> CompiledGrammar:
+        raise kind("broken")
+
     bench = Bench()
+    with monkeypatch.context() as patch:
+        patch.setattr(compilers, "compiled", fails)
+        bench.want("a")
+        bench.threads.run()
+        assert isinstance(bench.want("a"), EngineFault)
+    bench.unwant("a")
+    bench.clock.advance(MAX_COMPILE_S + 1)
     bench.want("a")
     bench.threads.run()
-    assert isinstance(bench.want("a"), EngineFault)
+    assert isinstance(bench.want("a"), CompiledGrammar)
+    assert bench.compiler.num_stuck == 0
 
 
 def test_without_the_library_a_grammar_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     bench = Bench()
-    Vocabularies(open_bytes).prepare()
+    Vocabularies(open_bytes, texts_of).prepare()
     bench.want("a")
     bench.threads.run()
     error = bench.want("a")

@@ -20,7 +20,7 @@ ENDLESS = json_grammar(
 
 @pytest.fixture(scope="module")
 def trials() -> Iterator[ProcessTrials]:
-    trials = ProcessTrials(lambda: VocabularyText(byte_tokenizer().to_str(), VOCAB, (END,)))
+    trials = ProcessTrials(lambda: VocabularyText.of(byte_tokenizer().to_str(), VOCAB, (END,)))
     yield trials
     trials.close()
     assert trials.verdict(regex_grammar("a")) is Failed.AWAY
@@ -53,7 +53,7 @@ def test_a_vocabulary_that_cannot_be_told_leaves_no_process() -> None:
     def text() -> VocabularyText:
         if (error := next(texts)) is not None:
             raise error
-        return VocabularyText(byte_tokenizer().to_str(), VOCAB, (END,))
+        return VocabularyText.of(byte_tokenizer().to_str(), VOCAB, (END,))
 
     trials = ProcessTrials(text)
     with pytest.raises(ValueError, match="no text"):
@@ -62,11 +62,44 @@ def test_a_vocabulary_that_cannot_be_told_leaves_no_process() -> None:
     trials.close()
 
 
-def test_a_process_that_has_ended_starts_again(trials: ProcessTrials) -> None:
-    assert isinstance(trials.verdict(regex_grammar("a")), Passed)
+def process_of_trials() -> psutil.Process:
     (process,) = [
         each for each in psutil.Process().children() if "manylora.engine.grammars.trial_process" in each.cmdline()
     ]
+    return process
+
+
+def test_a_process_that_has_ended_starts_again(trials: ProcessTrials) -> None:
+    assert isinstance(trials.verdict(regex_grammar("a")), Passed)
+    process = process_of_trials()
     process.kill()
     process.wait(PATIENCE_S)
     assert isinstance(trials.verdict(regex_grammar("a")), Passed)
+
+
+def test_a_process_that_is_stuck_is_ended_and_starts_again(
+    trials: ProcessTrials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(trials.verdict(regex_grammar("a")), Passed)
+    process = process_of_trials()
+    process.suspend()
+    with monkeypatch.context() as patch:
+        patch.setattr("manylora.engine.grammars.trials.WAIT_S", 0.05)
+        assert trials.verdict(regex_grammar("a")) is Failed.AWAY
+    assert not process.is_running()
+    assert isinstance(trials.verdict(regex_grammar("a")), Passed)
+
+
+@pytest.mark.parametrize("is_child", [True, False], ids=["the trial", "the process"])
+def test_one_that_is_killed_during_a_trial_is_over_for_it_alone(trials: ProcessTrials, is_child: bool) -> None:
+    assert isinstance(trials.verdict(regex_grammar("a")), Passed)
+    process = process_of_trials()
+    with ThreadPoolExecutor(1) as pool:
+        endless = pool.submit(trials.verdict, ENDLESS)
+        while not (children := process.children()) and not endless.done():
+            pass
+        for each in children if is_child else [process]:
+            each.kill()
+        assert isinstance(endless.result(), Failed)
+    assert isinstance(trials.verdict(regex_grammar("ab?")), Passed)
+    assert process_of_trials().is_running()

@@ -4,8 +4,9 @@ import json
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from manylora.engine.grammars.compiling import Added, CompiledGrammar, Vocabulary, compiled, open_vocabulary
+from manylora.engine.grammars.compiling import CompiledGrammar, Vocabulary, compiled, open_vocabulary
 from manylora.engine.grammars.matcher import GrammarMatcher
+from manylora.engine.grammars.spelling import Added
 from manylora.models.text.grammar import GrammarSource
 
 VOCAB = 320
@@ -28,6 +29,11 @@ def open_bytes(added: Added = ()) -> Vocabulary:
     """The vocabulary of bytes, with no further tokens."""
     assert not added
     return open_vocabulary(byte_tokenizer().to_str(), size=VOCAB, ends=(END,))
+
+
+def texts_of(added: Added) -> dict[int, bytes]:
+    """The texts of tokens of ASCII."""
+    return {token.id: token.content.encode() for token in added}
 
 
 def tokens_of(text: str) -> list[int]:

@@ -79,7 +79,7 @@ class World:
             executor=open_executor(self.executor) if open_executor else self.executor,
             store=self.store,
             pins=pins,
-            grammars=grammars or GrammarCompiler(Vocabularies(_no_vocabulary), self.clock),
+            grammars=grammars or GrammarCompiler(Vocabularies(_no_vocabulary, lambda added: {}), self.clock),
             clock=self.clock,
             limits=EngineLimits(max_model_len=max_model_len, vocab=VOCAB, max_waiting=max_waiting, max_queue_s=1e9),
             end_of_sequence=(),

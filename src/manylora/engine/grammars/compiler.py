@@ -1,6 +1,7 @@
 """The compiler: grammars that requests wait for, compiled beside the steps, and the last ones kept."""
 
 import logging
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import NamedTuple
 
 from manylora.clock import Clock
 from manylora.engine.events import GrammarStats
-from manylora.engine.grammars.compiling import Added, CompiledGrammar, compiled
+from manylora.engine.grammars.compiling import CompiledGrammar, compiled
 from manylora.engine.grammars.matcher import GrammarMatcher
+from manylora.engine.grammars.spelling import Added, Spelling
 from manylora.engine.grammars.trials import Failed, Passed, Trials
 from manylora.engine.grammars.turns import Turns
 from manylora.engine.grammars.vocabularies import Vocabularies, lower_priority, start_thread
@@ -39,10 +41,14 @@ LONG_S = 0.02
 """Seconds of processor time beyond which the engine's own compilation has a low priority."""
 
 
+_NAMED = re.compile(r"<\[[^\]]*\]>|<[^<>\s]+>")
+"""Tokens by their ids or names in Lark's notation."""
+
+
 class GrammarKey(NamedTuple):
     """A grammar over a vocabulary.
 
-    added  the tokens of the request's adapter, if one of them may stand in a text
+    added  the tokens of the request's adapter, if the grammar names one of them; else the vocabulary is the base's
     """
 
     source: GrammarSource
@@ -52,17 +58,30 @@ class GrammarKey(NamedTuple):
 def grammar_key(request: Request) -> GrammarKey | None:
     """Return the key of a request's grammar; None: it has none.
 
-    Special tokens are no part of a text, so that adapters which add these alone share the base's vocabulary, but for
-    grammars that name tokens by their ids.
+    A grammar is one of texts, which an adapter's tokens write as well as the base's (`spelling.py`). Only one that
+    names a token of the adapter may need a vocabulary with it.
     """
-    if request.grammar is None:
+    if (source := request.grammar) is None:
         return None
     added = request.stop.added_tokens
-    names_tokens = request.grammar.kind is GrammarKind.LARK and "<[" in request.grammar.text
-    is_base = not names_tokens and all(token.special for token in added)
-    return GrammarKey(request.grammar, () if is_base else added)
+    return GrammarKey(source, added if added and _names_one(source, added) else ())
 
 
+def _names_one(source: GrammarSource, added: Added) -> bool:
+    """Return whether a grammar may name one of these tokens, apart from special tokens by `<[id]>`.
+
+    The base's vocabulary has ids for these.
+    """
+    if source.kind is not GrammarKind.LARK:
+        return False
+    named = set(_NAMED.findall(source.text))
+    ids = {number for each in named if each.startswith("<[") for number in re.split(r"[\s,]+", each[2:-2])}
+    return any(not number.isdecimal() for number in ids) or any(
+        token.content in named or (not token.special and str(token.id) in ids) for token in added
+    )
+
+
+_NO_TOKENS = Spelling()
 Outcome = CompiledGrammar | ManyloraError
 
 
@@ -146,8 +165,11 @@ class GrammarCompiler:
             self._wanted.pop(key, None)
             self._failed.pop(key, None)
 
-    def matcher(self, key: GrammarKey, ends: Collection[int]) -> GrammarMatcher:
-        """Return a matcher at the grammar's beginning; `want` has just returned that it is compiled."""
+    def matcher(self, key: GrammarKey, ends: Collection[int], added: Added = ()) -> GrammarMatcher:
+        """Return a matcher at the grammar's beginning; `want` has just returned that it is compiled.
+
+        Args:  ends, added  the tokens that end the sequence, and those of its adapter
+        """
         grammar = self._compiled[key]
         if key in self._unmatched:
             self._unmatched.discard(key)
@@ -159,6 +181,7 @@ class GrammarCompiler:
             vocab=grammar.vocabulary.size,
             library_ends=grammar.vocabulary.ends,
             ends=ends,
+            spelling=_NO_TOKENS if key.added else self._vocabularies.spelling(added, grammar.vocabulary),
         )
 
     def stats(self) -> GrammarStats:
@@ -227,7 +250,7 @@ class GrammarCompiler:
         except ImportError:
             job.reason = "invalid"
             outcome = job.key.source.refusal("this server lacks llguidance, which compiles grammars")
-        except Exception as error:
+        except BaseException as error:  # a panic of the library is no `Exception`
             log.exception("grammar.failed kind=%s bytes=%d", job.key.source.kind, len(job.key.source.text))
             job.reason, outcome = "fault", EngineFault(f"the grammar could not be compiled: {error}")
         job.took_s = self._clock.monotonic_s() - job.since_s

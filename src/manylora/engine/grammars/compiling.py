@@ -3,21 +3,19 @@
 The library is imported here alone, and only once a request needs it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from manylora.engine.grammars.matcher import one_line
-from manylora.models.text.adapter_text import AddedToken
+from manylora.engine.grammars.special_names import with_hidden_names, with_ids
 from manylora.models.text.grammar import GrammarKind, GrammarSource
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
     from llguidance._lib import JsonCompileOptions
-
-Added = tuple[AddedToken, ...]
-"""The tokens that an adapter adds to the base's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +24,13 @@ class Vocabulary:
 
     size  width of a mask
     ends  the tokens by which the library ends a text
+    ids   of special tokens by their names
     """
 
     tokenizer: "LLTokenizer"
     size: int
     ends: tuple[int, ...]
+    ids: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def compiled(source: GrammarSource, vocabulary: Vocabulary) -> CompiledGrammar:
     from llguidance import LLMatcher
 
     try:
-        text = _library_text(source)
+        text = _library_text(source, vocabulary.ids)
     except (ValueError, RecursionError) as error:
         raise source.refusal(one_line(str(error))) from error
     matcher = LLMatcher(vocabulary.tokenizer, text, log_level=0, limits=_limits())
@@ -71,8 +71,11 @@ def _check(matcher: "LLMatcher", source: GrammarSource) -> None:
             raise source.refusal(one_line(warning))
 
 
-def _library_text(source: GrammarSource) -> str:
-    """Return the text in the library's own form. Raises `ValueError` for one that it cannot read."""
+def _library_text(source: GrammarSource, ids: Mapping[str, int]) -> str:
+    """Return the text in the library's own form. Raises `ValueError` for one that it cannot read.
+
+    Args:  ids  of special tokens by their names
+    """
     from llguidance import LLMatcher
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
@@ -89,7 +92,7 @@ def _library_text(source: GrammarSource) -> str:
         case GrammarKind.REGEX:
             return LLMatcher.grammar_from_regex(source.text)
         case GrammarKind.LARK:
-            return LLMatcher.grammar_from_lark(source.text)
+            return LLMatcher.grammar_from_lark(with_ids(source.text, ids))
         case GrammarKind.GBNF:
             try:
                 return LLMatcher.grammar_from_lark(gbnf_to_lark(source.text))
@@ -120,5 +123,6 @@ def open_vocabulary(text: str, *, size: int, ends: tuple[int, ...]) -> Vocabular
     """
     from llguidance import LLTokenizer
 
-    tokenizer = LLTokenizer(text, n_vocab=size, eos_token=list(ends) or None)
-    return Vocabulary(tokenizer, size, tuple(sorted(tokenizer.eos_tokens)))
+    hidden, ids = with_hidden_names(text)
+    tokenizer = LLTokenizer(hidden, n_vocab=size, eos_token=list(ends) or None)
+    return Vocabulary(tokenizer, size, tuple(sorted(tokenizer.eos_tokens)), ids)

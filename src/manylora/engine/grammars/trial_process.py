@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import zlib
 from typing import BinaryIO
 
 from manylora.engine.grammars.compiling import Vocabulary, compiled, open_vocabulary
@@ -73,8 +74,8 @@ def main() -> None:
     os.nice(NICENESS)
     engine = socket.socket(fileno=int(sys.argv[1]))
     head = json.loads(_line(engine))
-    text = _exactly(engine, head["bytes"])
-    vocabulary = open_vocabulary(text.decode(), size=head["size"], ends=tuple(head["ends"]))
+    text = zlib.decompress(_exactly(engine, head["bytes"])).decode()
+    vocabulary = open_vocabulary(text, size=head["size"], ends=tuple(head["ends"]))
     gc.freeze()
     while True:
         data, descriptors, _, _ = socket.recv_fds(engine, 1, 1)

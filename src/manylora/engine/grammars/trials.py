@@ -4,10 +4,12 @@ The compiler has no way to stop, and its work is not bounded by the size of a gr
 """
 
 import json
+import logging
 import socket
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -15,6 +17,8 @@ from typing import Protocol
 
 from manylora.config.environment import child_environment
 from manylora.models.text.grammar import GrammarSource
+
+log = logging.getLogger(__name__)
 
 WAIT_S = 30.0
 """A trial without an answer after this long has had no processor."""
@@ -60,11 +64,23 @@ class Trials(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VocabularyText:
-    """The arguments of `open_vocabulary`."""
+    """The arguments of `open_vocabulary`.
 
-    text: str
+    packed  the text, compressed: it is kept for each start of the process, since the library that writes it holds the
+            interpreter meanwhile
+    """
+
+    packed: bytes
     size: int
     ends: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: str, size: int, ends: tuple[int, ...]) -> "VocabularyText":
+        return cls(zlib.compress(text.encode(), level=1), size, ends)
+
+    @property
+    def text(self) -> str:
+        return zlib.decompress(self.packed).decode()
 
 
 class ProcessTrials:
@@ -72,6 +88,7 @@ class ProcessTrials:
 
     def __init__(self, vocabulary: Callable[[], VocabularyText]) -> None:
         self._vocabulary = vocabulary
+        self._num_answers = 0
         self._lock = threading.Lock()  # over the three fields below
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
@@ -86,6 +103,7 @@ class ProcessTrials:
         fields = {"kind": source.kind.value, "text": source.text, "whitespace": source.whitespace}
         job = json.dumps(fields).encode()
         for _ in range(MAX_STARTS_IN_A_ROW):
+            asked = self._num_answers
             mine, theirs = socket.socketpair()
             with mine:
                 with theirs:
@@ -96,8 +114,14 @@ class ProcessTrials:
                     mine.sendall(job)
                     mine.shutdown(socket.SHUT_WR)
                     answer = mine.recv(_LONGEST_ANSWER)
-                except OSError:  # a timeout is one, too
+                except TimeoutError:
+                    self._end_if_silent(asked)
                     return Failed.AWAY
+                except OSError:  # what had the socket has ended, and has not read the grammar
+                    if self._is_running():
+                        return Failed.AWAY
+                    continue
+                self._num_answers += 1
                 if answer:
                     num_bytes, cpu_us = answer.split()
                     return Passed(int(num_bytes), 1e-6 * int(cpu_us))
@@ -121,6 +145,13 @@ class ProcessTrials:
                 self._end()
                 return False
         return True
+
+    def _end_if_silent(self, num_answers: int) -> None:
+        """End a process that has answered nothing since then: it is stuck, and the next trial starts another."""
+        with self._lock:
+            if self._num_answers == num_answers and self._process is not None:
+                log.warning("grammar.trials_stuck")
+                self._end()
 
     def _is_running(self) -> bool:
         with self._lock:
@@ -150,10 +181,9 @@ class ProcessTrials:
             )
         try:
             vocabulary = self._vocabulary()
-            text = vocabulary.text.encode()
-            head = {"size": vocabulary.size, "ends": vocabulary.ends, "bytes": len(text)}
+            head = {"size": vocabulary.size, "ends": vocabulary.ends, "bytes": len(vocabulary.packed)}
             engine.settimeout(WAIT_S)
-            engine.sendall(json.dumps(head).encode() + b"\n" + text)
+            engine.sendall(json.dumps(head).encode() + b"\n" + vocabulary.packed)
         except BaseException:
             engine.close()
             raise
