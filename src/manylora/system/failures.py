@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -61,6 +62,14 @@ def cannot_listen(error: OSError, host: str, port: int, group: str) -> str:
     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
         return f"{where}: {error.strerror}; this machine has no such address: `ip addr` shows those it has"
     return f"{where}: {cause_of(error)}"
+
+
+def ending(code: int | None) -> str:
+    """Return the end of a sentence about a process that ended without a last frame; `code` is its return code."""
+    if code is not None and code < 0:
+        memory = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+        return f": signal {-code} ({signal.strsignal(-code)}) ended it{memory}"
+    return f" with exit code {code}; what it printed is above"
 
 
 def _of_system(error: OSError) -> str:

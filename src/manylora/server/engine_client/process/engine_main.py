@@ -3,7 +3,6 @@
 `ProcessTransport` starts it.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -32,12 +31,12 @@ from manylora.server.engine_client.messages import (
     encode,
 )
 from manylora.system.collector import exempt_modules, paused
+from manylora.system.end_of_parent import die_with_parent
 from manylora.system.failures import described
 from manylora.system.log_lines import configure_logs
 from manylora.system.resources import find_resources
 from manylora.system.standard_streams import lost_lines, make_streams_lossy
 
-PR_SET_PDEATHSIG = 1
 BOOT_WAIT_MS = 10_000
 SEND_WAIT_MS = 30_000
 LINGER_MS = 2_000
@@ -86,7 +85,8 @@ class _ProgressHandler(logging.Handler):
 
 def main(address: str, parent_pid: int) -> int:
     """Build the engine that the edge asks for, and run it; return 0 after `StopEngine`, 1 after a failure."""
-    _die_with_parent(parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(parent_pid)
     make_streams_lossy()
     configure_logs("engine")
     context = zmq.Context()
@@ -141,15 +141,6 @@ def _with_memory(config: Config, edge_pid: int) -> Config:
         return config
     memory_bytes = find_resources((os.getpid(), edge_pid)).memory_bytes
     return replace(config, engine=replace(config.engine, memory_bytes=memory_bytes))
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel to kill this process with its parent, and end it if the parent is already gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)
 
 
 if __name__ == "__main__":

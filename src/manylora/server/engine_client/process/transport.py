@@ -21,11 +21,11 @@ from manylora.server.engine_client.messages import (
     StepFrame,
     StopEngine,
 )
-from manylora.server.engine_client.process.watchdog import CHECK_S, EngineWatchdog, ending
+from manylora.server.engine_client.process.watchdog import CHECK_S, EngineWatchdog
 from manylora.server.engine_client.process.worker import EngineWorker
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.engine_client.transport import SHUTTING_DOWN, STOP_WAIT_S, FrameReceiver
-from manylora.system.failures import described
+from manylora.system.failures import described, ending
 
 log = logging.getLogger(__name__)
 

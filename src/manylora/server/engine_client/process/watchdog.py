@@ -1,6 +1,5 @@
 """The watchdog of an engine process: it judges by frames and processor time whether the process is stuck."""
 
-import signal
 from pathlib import Path
 
 from manylora.clock import Clock
@@ -66,11 +65,3 @@ def processor_s(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / 100
-
-
-def ending(code: int | None) -> str:
-    """Return the end of a sentence about a process that ended without a last frame; `code` is its return code."""
-    if code is not None and code < 0:
-        memory = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
-        return f": signal {-code} ({signal.strsignal(-code)}) ended it{memory}"
-    return f" with exit code {code}; what it printed is above"
