@@ -34,7 +34,7 @@ FLOORS: dict[str, list[set[str]]] = {
     ],
     "kernels": [
         {"storage_form"},
-        {"operation", "projections", "sampling", "weight_groups", "weight_rows"},
+        {"collectives", "operation", "projections", "sampling", "weight_groups", "weight_rows"},
         {"adapter_layout"},
         {"lora_batch"},
         {"operands"},
@@ -54,7 +54,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"expert_tensors"},
         {"gguf"},
         {"checkpoint_files"},
-        {"fetch", "weight_source"},
+        {"fetch", "shares", "weight_source"},
         {"weights"},
         {"llama"},
     ],
@@ -65,7 +65,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"grammars", "logits_rules", "stopping"},
         {"scheduling"},
         {"execution", "limits", "waiting"},
-        {"commits"},
+        {"commits", "execution/ranks"},
         {"engine"},
     ],
     "adapters": [
@@ -74,7 +74,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"packing", "sources"},
         {"jobs"},
         {"tiers"},
-        {"ingest", "store"},
+        {"ingest", "ranks", "store"},
     ],
     "server": [
         {"access", "engine_client", "schemas", "tools"},
@@ -131,6 +131,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "engine/grammars/vocabularies.py",  # a thread for each compilation, which cannot be stopped
     "engine/grammars/masks.py",  # a thread beside the forward pass
     "engine/grammars/trials.py",  # the process of trials, which can be stopped
+    "engine/execution/ranks/processes.py",  # the other ranks
     "kernels/cpu/native/build.py",  # the compiler
     "models/fetch/pull.py",  # pip
     "models/read_ahead.py",  # slices of a base that are read beside their packing
@@ -142,6 +143,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "server/names/adapter_resolver.py",  # a slow file system delays only requests whose names need it
     "server/generation/models.py",  # threads for the tokenizer
     "server/generation/template_renderer.py",  # the processes of templates, and a thread to wait for each
+    "wiring/rank_main.py",  # a thread that waits for the end of rank 0
     "wiring/llm.py",  # the event loop of a program that has none
     "system/standard_streams.py",  # the writer of log lines, which may block
     "system/log_lines.py",  # the hook for exceptions of threads; it starts none

@@ -109,7 +109,7 @@ def run(model: LlamaModel, sequences: Prompts) -> list[Tensor]:
         layers=model.spec.num_layers,
         num_blocks=int(step.attention.block_tables.max()) + 1,
         block_size=BLOCK,
-        kv_heads=model.spec.kv_heads,
+        kv_heads=model.own_spec.kv_heads,
         head_dim=model.spec.head_dim,
     )
     logits = model.forward(step, kv)

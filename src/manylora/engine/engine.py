@@ -35,6 +35,7 @@ from manylora.errors import (
     ManyloraError,
     Overloaded,
     QueueTimeout,
+    RankLost,
     Unavailable,
 )
 from manylora.failure import Failure
@@ -307,7 +308,9 @@ class Engine:
         except Exception as error:
             # The request at fault is not known: every request of the plan ends with an answer, the others go on.
             log.exception("engine.step_failed plan=%s", plan.summary())
-            fault = EngineFault(f"Request failed during generation: {error}")
+            fault: ManyloraError = EngineFault(f"Request failed during generation: {error}")
+            if isinstance(error, RankLost):
+                fault = error
             for chunk in plan.chunks:
                 self._finish(self._queued[chunk.request_id], End(FinishReason.ENGINE_FAILURE, fault))
             return

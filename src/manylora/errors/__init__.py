@@ -15,7 +15,7 @@
     │   ├── AdapterSourceUnavailable  AdapterLoadTimeout  AdapterCapacity  AdapterStorageUnavailable
     │   └── AdapterTextChanged  AdapterInUse (operators only)
     ├── ServiceError               the server cannot serve now
-    │   ├── Overloaded  QueueTimeout  Unavailable  ControlUnavailable  UsageUnrecorded
+    │   ├── Overloaded  QueueTimeout  Unavailable (RankLost)  ControlUnavailable  UsageUnrecorded
     │   └── StorageUnavailable  EngineFault  IncompleteGeneration
     └── StartupError               the process cannot start
         └── ConfigInvalid  DataTooNew  MemoryPlanImpossible  ModelUnsupported  ModelNotFound  NativeBuildFailed
@@ -79,6 +79,7 @@ from manylora.errors.service import EngineFault as EngineFault
 from manylora.errors.service import IncompleteGeneration as IncompleteGeneration
 from manylora.errors.service import Overloaded as Overloaded
 from manylora.errors.service import QueueTimeout as QueueTimeout
+from manylora.errors.service import RankLost as RankLost
 from manylora.errors.service import ServiceError as ServiceError
 from manylora.errors.service import StorageUnavailable as StorageUnavailable
 from manylora.errors.service import Unavailable as Unavailable

@@ -25,6 +25,10 @@ class Unavailable(ServiceError):
     row = ErrorRow(503, "healthcheck", 503, SERVER, "deployment_unavailable", retry_after_s=2)
 
 
+class RankLost(Unavailable):
+    """A rank of a tensor-parallel engine has ended or is silent; the request ends, and all ranks start anew."""
+
+
 class ControlUnavailable(ServiceError):
     """The control plane does not answer, and the server's copy of its state is too old to use."""
 

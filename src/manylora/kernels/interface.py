@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from manylora.kernels.collectives import Collectives
 from manylora.kernels.lora_batch import LoraBatch, LoraSegment
 from manylora.kernels.operands import KvCache, Packed, StepInput
 from manylora.kernels.sampling import RowNumbers, SamplingRules, TokenMasks
@@ -82,11 +83,13 @@ class Kernels(Protocol):
     def place(self, constant: Tensor) -> Tensor:
         """Return a tensor that is the same in every step (norm, bias, router, angles) on this back end's device."""
 
-    def compile(self, forward: Forward) -> CompiledForward:
+    def compile(self, forward: Forward, ranks: Collectives | None = None) -> CompiledForward:
         """Return a function that runs `forward` as fast as this back end can.
 
         The function stages the step, whose tensors are in host memory, on the device. Its results have the bits that
         the same operations give one by one.
+
+        Args:  ranks  of a model that several processes compute together; its logits are those of rank 0
         """
 
     def start_profile(self) -> Profile | None:

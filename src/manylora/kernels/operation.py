@@ -18,12 +18,14 @@ _MARK = "__operation__"
 class ResultRule:
     """The rows that an operation returns, by rules on its arguments. A rule names the arguments that it reads.
 
-    width        columns of new rows; None: the operation makes no rows
-    changed      name of the argument that the operation changes in place and returns
-    are_sampled  the new rows are those that are sampled from; else they are as many as the first argument's rows
-    copies       new rows for each row of the step; None: as many as the first argument's rows
-    outlive      the caller keeps the new rows, the logits, after the next step has begun
-    refusal      text of the IndexError for an input that the operation refuses; None: it refuses none
+    width          columns of new rows; None: the operation makes no rows
+    changed        name of the argument that the operation changes in place and returns
+    are_sampled    the new rows are those that are sampled from; else they are as many as the first argument's rows
+    copies         new rows for each row of the step; None: as many as the first argument's rows
+    outlive        the caller keeps the new rows, the logits, after the next step has begun
+    refusal        text of the IndexError for an input that the operation refuses; None: it refuses none
+    is_collective  all ranks of a model compute it together (`kernels/collectives.py`); native code has no function of
+                   its name, and a model of one rank leaves it out
     """
 
     width: Callable[..., int] | None = None
@@ -32,6 +34,7 @@ class ResultRule:
     copies: Callable[..., int] | None = None
     outlive: bool = False
     refusal: Callable[..., str] | None = None
+    is_collective: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +59,17 @@ def operation(
     copies: Callable[..., int] | None = None,
     outlive: bool = False,
     refusal: Callable[..., str] | None = None,
+    is_collective: bool = False,
 ) -> Callable[[Method], Method]:
     """Make a method of `Operations` a row of the table. The arguments are those of `ResultRule`."""
     rule = ResultRule(
-        width=width, changed=changed, are_sampled=are_sampled, copies=copies, outlive=outlive, refusal=refusal
+        width=width,
+        changed=changed,
+        are_sampled=are_sampled,
+        copies=copies,
+        outlive=outlive,
+        refusal=refusal,
+        is_collective=is_collective,
     )
 
     def mark(method: Method) -> Method:

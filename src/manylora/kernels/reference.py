@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manylora.kernels.collectives import Collectives
 from manylora.kernels.interface import CompiledForward, Forward
 from manylora.kernels.operands import AttentionBatch, KvCache, Packed
 from manylora.kernels.plain.attention import plain_kv
@@ -43,8 +44,9 @@ class ReferenceKernels(PlainKernels):
     def embed(self, token_ids: Tensor, table: Packed) -> Tensor:
         return plain(table)[token_ids].float()
 
-    def compile(self, forward: Forward) -> CompiledForward:
-        return lambda step, kv, reuse=None: forward(self, step, kv)
+    def compile(self, forward: Forward, ranks: Collectives | None = None) -> CompiledForward:
+        ops = self.with_ranks(ranks)
+        return lambda step, kv, reuse=None: forward(ops, step, kv)
 
     def attend(self, q: Tensor, kv: KvCache, layer: int, window: int | None, batch: AttentionBatch) -> Tensor:
         cache = plain_kv(kv)

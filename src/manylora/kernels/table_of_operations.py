@@ -52,6 +52,10 @@ class Operations(Protocol[Rows]):
     def linear(self, x: Rows, weight: Packed) -> Rows:
         """Return `x @ weight.T`: x (rows, in) → (rows, out), activation dtype, accumulated in float32."""
 
+    @operation(is_collective=True)
+    def sum_over_ranks(self, y: Rows) -> None:
+        """Replace y (rows, width) of each rank by the sum of all ranks' y, in place; a single rank changes nothing."""
+
     @operation()
     def add_bias(self, y: Rows, bias: Vector) -> None:
         """Add `bias` (width,) to every row of `y` (rows, width), in place."""
@@ -66,6 +70,14 @@ class Operations(Protocol[Rows]):
     @operation(width=lambda head: head.outputs, outlive=True)
     def logits(self, x: Rows, head: Packed) -> Rows:
         """Return `x @ head.T` as float32: x (rows, hidden) → (rows, vocab)."""
+
+    @operation(is_collective=True, changed="logits")
+    def join_vocabulary(self, logits: Rows, vocab: int) -> Rows:
+        """Return the logits of the whole vocabulary of `vocab` tokens on rank 0, whose ranks have a part each.
+
+        logits (sampled, own) float32, as `collectives.join_columns` reads them → (sampled, vocab). On other ranks the
+        result is not used. A single rank returns its argument.
+        """
 
     @operation(width=lambda x: x.width, are_sampled=True)
     def take_rows(self, x: Rows, rows: RowIndices) -> Rows:

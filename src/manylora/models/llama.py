@@ -1,43 +1,59 @@
 """All architectures: one forward pass over the rows of a step, with every row's adapter in it."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from manylora.kernels.collectives import Collectives
 from manylora.kernels.interface import Kernels, Profile
 from manylora.kernels.lora_batch import LoraBatch
 from manylora.kernels.operands import KvCache, Packed, RopeTable, StepInput
 from manylora.kernels.projections import ROUTER, LoraTarget, expert_targets, lora_targets
 from manylora.kernels.table_of_operations import Operations, Rows
 from manylora.models.spec import ModelSpec
+from manylora.models.tensor_parallel import Share
 from manylora.models.weights import Dense, Experts, LayerWeights, Weights
 
 
 class LlamaModel:
     """A base model ready to run. It keeps no state between steps: the `StepInput` and the cache hold all of it.
 
-    Args:    max_positions, the number of positions to prepare angles for; None: all positions of the model
+    Args:    max_positions  the number of positions to prepare angles for; None: all positions of the model
+             share          the part of the base that `weights` has; None: the whole base
+             ranks          those that have the parts; given with `share`. Each runs the same steps in the same order
     Thread:  one at a time
     """
 
     def __init__(
-        self, spec: ModelSpec, weights: Weights, kernels: Kernels, *, max_positions: int | None = None
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        kernels: Kernels,
+        *,
+        max_positions: int | None = None,
+        share: Share | None = None,
+        ranks: Collectives | None = None,
     ) -> None:
         self.spec = spec
+        self.own_spec = own = spec if share is None else share.own
+        self._share = share
         self.weights = weights
         self.kernels = kernels
         self.rope = _placed(kernels, build_rope_table(spec, max_positions or spec.max_positions))
         self._unrotated = _placed(kernels, build_rope_table(spec, 0))
-        self._targets = {name: lora_targets(name, spec) for name in ("qkv", "o", "gate_up", "down")}
-        self._expert_targets = {name: expert_targets(name, spec) for name in ("gate_up", "down")}
-        self._run = kernels.compile(self._forward)
+        self._targets = {name: lora_targets(name, own) for name in ("qkv", "o", "gate_up", "down")}
+        self._expert_targets = {name: expert_targets(name, own) for name in ("gate_up", "down")}
+        self._run = kernels.compile(self._forward, ranks)
 
     def forward(self, step: StepInput, kv: KvCache, reuse: Tensor | None = None) -> Tensor:
         """Run one step: write the rows' keys and values into `kv`, return (sampled, vocab) float32 logits.
 
         Row i of the result belongs to row `step.logit_rows[i]`. LoRA is applied to each `Projection` of a block.
         `reuse`: an earlier result that the caller needs no more; the logits may take its memory.
+        Of several ranks, the first returns the logits, and no other's result has a meaning.
         """
-        return self._run(step, kv, reuse)
+        return self._run(step if self._share is None else _with_own_tokens(step, self._share), kv, reuse)
 
     def start_profile(self) -> Profile | None:
         """Start to time the kernels of every step; return None if the back end cannot."""
@@ -46,6 +62,7 @@ class LlamaModel:
     def _forward(self, ops: Operations[Rows], step: StepInput, kv: KvCache) -> Rows:
         eps = self.spec.norm_eps
         residual = ops.embed(step.token_ids, self.weights.embed)
+        ops.sum_over_ranks(residual)
         ops.adapt_embedding(residual, step)
         delta: Rows | None = None
         for index, layer in enumerate(self.weights.layers):
@@ -67,13 +84,14 @@ class LlamaModel:
         wanted, delta = ops.take_rows(residual, step.logit_rows), ops.take_rows(delta, step.logit_rows)
         x = ops.add_norm(wanted, delta, self.weights.final_norm, eps)
         ops.adapt_norm(x, wanted, step.lora, 2 * self.spec.num_layers, eps, is_sampled=True)
-        return ops.adapt_logits(ops.logits(x, self.weights.head), x, step.lora)
+        logits = ops.join_vocabulary(ops.logits(x, self.weights.head), self.spec.vocab)
+        return ops.adapt_logits(logits, x, step.lora)
 
     def _attention(
         self, ops: Operations[Rows], x: Rows, index: int, layer: LayerWeights, step: StepInput, kv: KvCache
     ) -> Rows:
         """Return the delta of the residual: x (rows, hidden) → (rows, hidden)."""
-        spec = self.spec
+        spec = self.own_spec
         qkv = self._product(ops, "qkv", layer.qkv, x, index, step.lora)
         if layer.q_norm is not None and layer.k_norm is not None:
             ops.norm_heads(qkv, layer.q_norm, 0, spec.heads, spec.head_dim, spec.norm_eps)
@@ -81,12 +99,12 @@ class LlamaModel:
         rope = self._unrotated if index in spec.unrotated_layers else self.rope
         q = ops.rotate_and_store(qkv, rope, kv, index, spec.heads, step.attention)
         mixed = ops.attend(q, kv, index, spec.window(index), step.attention)
-        return self._product(ops, "o", layer.o, mixed, index, step.lora)
+        return self._sum(ops, self._product(ops, "o", layer.o, mixed, index, step.lora))
 
     def _mlp(self, ops: Operations[Rows], x: Rows, index: int, mlp: Dense, lora: LoraBatch) -> Rows:
         """Return the delta of the residual: x (rows, hidden) → (rows, hidden)."""
         gate_up = self._product(ops, "gate_up", mlp.gate_up, x, index, lora)
-        return self._product(ops, "down", mlp.down, ops.gated_silu(gate_up), index, lora)
+        return self._sum(ops, self._product(ops, "down", mlp.down, ops.gated_silu(gate_up), index, lora))
 
     def _mixture(self, ops: Operations[Rows], x: Rows, index: int, experts: Experts, lora: LoraBatch) -> Rows:
         """Return the delta of the residual: x (rows, hidden) → (rows, hidden)."""
@@ -101,7 +119,12 @@ class LlamaModel:
         gated = ops.gated_silu(gate_up)
         out = ops.expert_linear(routes, gated, experts.down)
         ops.add_expert_lora(routes, out, gated, lora, index, self._expert_targets["down"])
-        return ops.gather_from_experts(routes, out)
+        return self._sum(ops, ops.gather_from_experts(routes, out))
+
+    def _sum(self, ops: Operations[Rows], part: Rows) -> Rows:
+        """Return the sum of the ranks' products, whose inputs are divided between them."""
+        ops.sum_over_ranks(part)
+        return part
 
     def _product(self, ops: Operations[Rows], name: str, weight: Packed, x: Rows, index: int, lora: LoraBatch) -> Rows:
         """Return the fused product `name` with the rows' adapters: x (rows, in) → (rows, out).
@@ -113,6 +136,13 @@ class LlamaModel:
         if (bias := self.weights.layers[index].biases.get(name)) is not None:
             ops.add_bias(out, bias)
         return out
+
+
+def _with_own_tokens(step: StepInput, share: Share) -> StepInput:
+    """Return the step with the places of its tokens in the rank's table; tokens of other ranks have a row of zeros."""
+    places = step.token_ids - share.vocabulary.start
+    is_own = (places >= 0) & (places < len(share.vocabulary))
+    return replace(step, token_ids=torch.where(is_own, places, share.own.vocab - 1), own_ids=step.row_ids)
 
 
 def _placed(kernels: Kernels, rope: RopeTable) -> RopeTable:

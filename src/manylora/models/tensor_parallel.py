@@ -2,12 +2,14 @@
 
 Each device has a part of the heads and of the feed-forward width (Shoeybi et al., arXiv 1909.08053, section 3), and a
 part of the vocabulary's rows. Fewer key-value heads than devices are replicated. Norms and routers lie on each device.
-Without torch.
+A mixture's experts lie on all devices, each with a part of its width. Without torch.
 """
 
 import dataclasses
+from dataclasses import dataclass
 
 from manylora.errors import ConfigInvalid
+from manylora.kernels.projections import FEED_FORWARD, ROUTER, Projection
 from manylora.models.spec import ModelSpec
 
 MAX_DEGREE = 1_024
@@ -46,3 +48,77 @@ def shard(spec: ModelSpec, degree: int) -> ModelSpec:
         intermediate=spec.intermediate // degree,
         vocab=-(-spec.vocab // degree),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The share of one rank of `degree` in a base of the shape `spec`.
+
+    Raises: `ConfigInvalid` as `shard`
+    """
+
+    spec: ModelSpec
+    degree: int
+    rank: int
+    own: ModelSpec = dataclasses.field(init=False)
+    """The shape of the share. A rank's tables have one row more than its tokens, of zeros, for the other ranks' tokens.
+    Its biases are those that it adds: of a sum over all ranks, rank 0 alone adds the bias.
+    """
+
+    def __post_init__(self) -> None:
+        own = shard(self.spec, self.degree)
+        biased = own.biased if self.rank == 0 else tuple(name for name in own.biased if name not in _SUMMED)
+        own = dataclasses.replace(own, vocab=own.vocab + 1, biased=biased)
+        object.__setattr__(self, "own", own)  # the class is frozen
+
+    @property
+    def vocabulary(self) -> range:
+        """Return the tokens whose rows of the embedding and the head the rank has; the last rank may have fewer."""
+        first = self.rank * (self.own.vocab - 1)
+        return range(min(first, self.spec.vocab), min(first + self.own.vocab - 1, self.spec.vocab))
+
+    def outputs(self, projection: int) -> range:
+        """Return the outputs of a projection that the rank has; `projection`: index in the table of an image."""
+        match _kind(projection):
+            case Projection.Q:
+                return _part(self.rank, self.own.q_size)
+            case Projection.K | Projection.V:
+                first = self.rank * self.spec.kv_heads // self.degree * self.spec.head_dim
+                return range(first, first + self.own.kv_size)
+            case Projection.GATE | Projection.UP:
+                return _part(self.rank, self.own.intermediate)
+            case None:
+                assert self.spec.experts is not None  # the index is the router's
+                return range(self.spec.experts.count)
+            case _:
+                return range(self.spec.hidden)
+
+    def inputs(self, projection: int) -> range:
+        """Return the inputs of a projection that the rank has; a part of them where `is_summed`."""
+        match _kind(projection):
+            case Projection.O:
+                return _part(self.rank, self.own.q_size)
+            case Projection.DOWN:
+                return _part(self.rank, self.own.intermediate)
+            case _:
+                return range(self.spec.hidden)
+
+    def is_summed(self, projection: int) -> bool:
+        """Return whether the products of all ranks are summed."""
+        kind = _kind(projection)
+        return kind is not None and kind.fused in _SUMMED
+
+
+_SUMMED = ("o", "down")
+"""Products whose inputs are divided."""
+
+
+def _kind(projection: int) -> Projection | None:
+    """Return the projection of an index in the table of an image, an expert's as that of a block; None: a router."""
+    if projection < ROUTER:
+        return list(Projection)[projection]
+    return None if projection == ROUTER else FEED_FORWARD[(projection - ROUTER - 1) % len(FEED_FORWARD)]
+
+
+def _part(index: int, size: int) -> range:
+    return range(index * size, (index + 1) * size)

@@ -16,6 +16,11 @@ from manylora.models.checkpoints.stored import StoredTensor
 from manylora.models.read_ahead import ReadAhead, Readers, Sliced, T
 
 
+def keeps_four_bits(kernels: Kernels) -> bool:
+    """Return whether the kernels take matrices of four bits as they are stored."""
+    return kernels.form.weight_bits < 2 * BITS
+
+
 class WeightSource(AbstractContextManager["WeightSource"]):
     """The tensors that a model needs, with a count of the bytes read. Threads read ahead until its end.
 
@@ -46,7 +51,7 @@ class WeightSource(AbstractContextManager["WeightSource"]):
         Integers of four bits stay as they are where the kernels hold weights in four bits and the groups lie side by
         side; all others are widened, piece by piece. The threads that read ahead quantise to four bits as well.
         """
-        if kernels.form.weight_bits < 2 * BITS and (groups := _StackedGroups.of(self._parts(names))) is not None:
+        if keeps_four_bits(kernels) and (groups := _StackedGroups.of(self._parts(names))) is not None:
             return kernels.pack_groups(_GroupsAhead(groups, self._ahead(groups, names)))
         return kernels.pack(self.matrix(*names))
 

@@ -25,8 +25,10 @@ from manylora.models.checkpoint_files import (
 )
 from manylora.models.checkpoints.stored import StoredTensor
 from manylora.models.expert_tensors import ROUTER_PATH, expert_path
+from manylora.models.shares import share_entries
 from manylora.models.spec import ModelSpec
-from manylora.models.weight_source import WeightSource
+from manylora.models.tensor_parallel import Share
+from manylora.models.weight_source import WeightSource, keeps_four_bits
 from manylora.system.freed_memory import release_freed_memory
 from manylora.system.resources import find_resources
 
@@ -84,15 +86,23 @@ class Weights:
 
 
 def load_weights(
-    directory: Path, spec: ModelSpec, kernels: Kernels, progress: Callable[[int, int], None] | None = None
+    directory: Path,
+    spec: ModelSpec,
+    kernels: Kernels,
+    progress: Callable[[int, int], None] | None = None,
+    share: Share | None = None,
 ) -> Weights:
     """Read, check and pack a base model. Peak memory is the packed total and a piece of `row_pieces`.
 
-    Args:    progress, called with (stored bytes that are read, stored bytes of the model)
+    Args:    progress  called with (stored bytes that are read, stored bytes of the model or of the share)
+             share     the part of the base to load; None: the whole base
     Raises:  `ModelNotFound` for a missing file, `ModelUnsupported` for wrong names, shapes or dtypes
     """
     entries = checked_entries(directory, spec)
     _log_conversions(entries, kernels)
+    if share is not None:
+        entries = share_entries(entries, share, keeps_four_bits=keeps_four_bits(kernels))
+        spec = share.own
     with WeightSource(entries, expected_shapes(spec), progress, find_resources().threads) as source:
         layers = []
         for layer in range(spec.num_layers):

@@ -21,7 +21,7 @@ from manylora.models.tensor_parallel import shard
 from manylora.server.names.declared_bases import DeclaredBases
 from manylora.wiring.memory_plan import BaseSizes, base_sizes, plan_memory, rank_process_bytes
 from manylora.wiring.planning import available_bytes as available
-from manylora.wiring.planning import planned_form, refuse_impossible_plan, refuse_impossible_ranks, refuse_ranks
+from manylora.wiring.planning import planned_form, refuse_impossible_plan, refuse_impossible_ranks
 
 OF_BASES = ("quantize_of", "max_model_len_of", "tensor_parallel_of")
 """Settings of the model that give single bases a value of their own, as `base=value`."""
@@ -100,8 +100,6 @@ def refuse_impossible_bases(config: Config) -> None:
         raise
     except StartupError:
         return
-    for base in bases:
-        refuse_ranks(base.config)
     if len(bases) == 1:
         refuse_impossible_plan(bases[0].config)
 

@@ -11,6 +11,7 @@ import torch
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapters.base_shape import BaseShape, base_shape
+from manylora.adapters.ranks.bank import RankedBank
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store.store import Store
 from manylora.adapters.tiers.bank import Bank, CardBank, CpuBank
@@ -19,6 +20,9 @@ from manylora.config.folders import cache_dir
 from manylora.config.settings import Config, enabled_sources
 from manylora.engine.engine import Engine
 from manylora.engine.execution.batch import BatchBuilder
+from manylora.engine.execution.executor import Executor
+from manylora.engine.execution.ranks.executor import FirstRank, RanksExecutor
+from manylora.engine.execution.ranks.placements import PlacementStream
 from manylora.engine.execution.runner import Runner
 from manylora.engine.grammars.compiler import GrammarCompiler
 from manylora.engine.grammars.compiling import Vocabulary, open_vocabulary
@@ -32,11 +36,13 @@ from manylora.engine.scheduling.scheduler import Scheduler
 from manylora.errors import AdapterError, AdapterNotFound, ConfigInvalid
 from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
 from manylora.kernels.interface import Kernels
+from manylora.kernels.operands import KvCache
 from manylora.kernels.select import select_kernels
 from manylora.models.checkpoint_files import checked_entries, fingerprint, storage_formats
 from manylora.models.fetch.catalog import request_names, resolve, served_name, short_name
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import ModelSpec, read_spec
+from manylora.models.tensor_parallel import shard
 from manylora.models.text.adapter_text import AddedToken
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.models.weights import load_weights
@@ -46,6 +52,7 @@ from manylora.wiring.adapter_store import open_store
 from manylora.wiring.load_progress import LoadProgress
 from manylora.wiring.memory_plan import MemoryPlan
 from manylora.wiring.planning import plan_card, plan_here
+from manylora.wiring.ranks import Ranks, RankSizes, rank_device, rank_facts, rank_threads, starting
 from manylora.wiring.step_limits import step_limits
 
 log = logging.getLogger(__name__)
@@ -71,12 +78,25 @@ def build_engine_on(
     Raises: `StartupError` (unknown model, unsupported architecture, memory that cannot fit, an adapter's folder with a
             name of the base), before weights are read.
     """
-    clock = SystemClock()
     base_dir = resolve(config.model.base, cache_dir(config))
     _refuse_adapters_named_as_the_base(config, served_name(config.model.base, base_dir))
     spec = read_spec(base_dir)
+    with starting(config, spec, base_dir) as ranks:
+        return _build(config, base_dir, spec, kernels, resources, ranks, report)
+
+
+def _build(
+    config: Config,
+    base_dir: Path,
+    spec: ModelSpec,
+    kernels: Kernels,
+    resources: Resources,
+    ranks: Ranks | None,
+    report: ReportLine,
+) -> tuple[Engine, ServedModel]:
+    clock = SystemClock()
     formats = storage_formats(checked_entries(base_dir, spec))
-    threads = config.model.threads or resources.threads
+    threads = rank_threads(config, config.model.threads or resources.threads)
     report(f"kernels {kernels.name} loaded, {kernels.form.weights} weights, {threads} threads")
     plan = make_plan(config, spec, kernels, resources)
     report("\n".join(plan.lines()))
@@ -84,16 +104,42 @@ def build_engine_on(
     tokenizer = Tokenizer(base_dir, chat_template=template, clock=clock)
     report(_tokenizer_line(tokenizer, spec))
     grammars = _grammar_compiler(tokenizer, spec.vocab, clock)
-    progress = LoadProgress(report, clock)
-    weights = load_weights(base_dir, spec, kernels, progress)
-    model = LlamaModel(spec, weights, kernels, max_positions=plan.max_model_len)
-    report(progress.summary(formats))
     digest = fingerprint(base_dir, spec)
-    store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), base_dir, kernels, clock)
-    engine = wire_engine(config, plan, model, kernels, store, tokenizer, grammars, clock)
+    progress = LoadProgress(report, clock)
+    model = _load_model(config, base_dir, spec, kernels, plan, ranks, digest, progress)
+    report(progress.summary(formats))
+    store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), base_dir, kernels, clock, ranks)
+    engine = wire_engine(config, plan, model, kernels, store, tokenizer, grammars, clock, ranks)
     report("adapter store opened, KV cache laid out")
     served = _served(config, base_dir, spec, digest, kernels, plan, clock)
     return engine, dataclasses.replace(served, chat_template=template)
+
+
+def _load_model(
+    config: Config,
+    base_dir: Path,
+    spec: ModelSpec,
+    kernels: Kernels,
+    plan: MemoryPlan,
+    ranks: Ranks | None,
+    digest: str,
+    progress: LoadProgress,
+) -> LlamaModel:
+    """Return the model, or rank 0's part of it after all other ranks have theirs."""
+    if ranks is None:
+        return LlamaModel(
+            spec, load_weights(base_dir, spec, kernels, progress), kernels, max_positions=plan.max_model_len
+        )
+    sizes = RankSizes(
+        kv_blocks=plan.kv_blocks,
+        block_size=plan.block_size,
+        max_positions=plan.max_model_len,
+        max_rows=config.engine.max_step_tokens,
+    )
+    group = ranks.join(rank_facts(config, digest, kernels), sizes)
+    weights = load_weights(base_dir, spec, kernels, progress, ranks.share)
+    ranks.await_weights()
+    return LlamaModel(spec, weights, kernels, max_positions=plan.max_model_len, share=ranks.share, ranks=group)
 
 
 def _grammar_compiler(tokenizer: Tokenizer, vocab: int, clock: Clock) -> GrammarCompiler:
@@ -157,7 +203,8 @@ def _refuse_adapters_named_as_the_base(config: Config, model_id: str) -> None:
 def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Resources) -> MemoryPlan:
     """Return the memory plan from shapes alone, so that an impossible plan is refused before a weight is read."""
     if kernels.own_memory_bytes is not None:
-        return plan_card(config, spec, kernels.form, kernels.own_memory_bytes, resources.memory_bytes)
+        own = shard(spec, config.model.tensor_parallel)
+        return plan_card(config, own, kernels.form, kernels.own_memory_bytes, resources.memory_bytes)
     return plan_here(config, spec, kernels.form, config.engine.memory_bytes or resources.memory_bytes)
 
 
@@ -170,6 +217,7 @@ def wire_engine(
     tokenizer: Tokenizer,
     grammars: GrammarCompiler,
     clock: Clock,
+    ranks: Ranks | None = None,
 ) -> Engine:
     """Build an engine of scheduler, executor and adapter store around a loaded model."""
     limits, spec = config.engine, model.spec
@@ -177,7 +225,7 @@ def wire_engine(
         layers=spec.num_layers,
         num_blocks=plan.kv_blocks,
         block_size=plan.block_size,
-        kv_heads=spec.kv_heads,
+        kv_heads=model.own_spec.kv_heads,
         head_dim=spec.head_dim,
     )
     builder = BatchBuilder(
@@ -188,7 +236,7 @@ def wire_engine(
         vocab=spec.vocab,
         hidden=spec.hidden,
     )
-    executor = Runner(model, kv, builder, kernels.sample, kernels.mask_logits)
+    executor = _executor(model, kv, builder, kernels, ranks)
     pool = BlockPool(executor.kv.num_blocks, executor.kv.block_size, prefix_cache=limits.prefix_cache)
     lender = KvLender(pool, executor.kv, kept_blocks=plan.blocks_per_sequence)
     store.borrow_from(lender)
@@ -212,12 +260,19 @@ def wire_engine(
     )
 
 
+def _executor(model: LlamaModel, kv: KvCache, builder: BatchBuilder, kernels: Kernels, ranks: Ranks | None) -> Executor:
+    if ranks is None:
+        return Runner(model, kv, builder, kernels.sample, kernels.mask_logits)
+    first = FirstRank(model)
+    return RanksExecutor(Runner(first, kv, builder, kernels.sample, kernels.mask_logits), first, ranks.processes)
+
+
 def _choose_kernels(config: Config, resources: Resources) -> Kernels:
-    threads = config.model.threads or resources.threads
+    threads = rank_threads(config, config.model.threads or resources.threads)
     kernels = select_kernels(
         config.model.kernels,
         threads,
-        device=config.model.device,
+        device=rank_device(config, 0),
         quantize=config.model.quantize,
         spin_us=config.model.spin_us,
         cache_dir=cache_dir(config),
@@ -227,7 +282,13 @@ def _choose_kernels(config: Config, resources: Resources) -> Kernels:
 
 
 def _open_store(
-    config: Config, plan: MemoryPlan, shape: BaseShape, base_dir: Path, kernels: Kernels, clock: Clock
+    config: Config,
+    plan: MemoryPlan,
+    shape: BaseShape,
+    base_dir: Path,
+    kernels: Kernels,
+    clock: Clock,
+    ranks: Ranks | None,
 ) -> Store:
     adapters = dataclasses.replace(
         config.adapters,
@@ -240,13 +301,15 @@ def _open_store(
         shape=shape,
         base_dir=base_dir,
         dtype=kernels.form.lora_dtype,
-        bank=_bank(kernels, plan.bank_bytes),
+        bank=_bank(kernels, plan.bank_bytes, ranks),
         folder=cache_dir(config) / "adapters",
         clock=clock,
     )
 
 
-def _bank(kernels: Kernels, num_bytes: int) -> Bank:
+def _bank(kernels: Kernels, num_bytes: int, ranks: Ranks | None) -> Bank:
+    if ranks is not None:
+        return RankedBank(num_bytes, ranks.share, PlacementStream(ranks.processes), kernels.place)
     if kernels.own_memory_bytes is None:
         return CpuBank(num_bytes)
     return CardBank(num_bytes, kernels.place)

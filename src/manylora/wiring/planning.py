@@ -54,13 +54,6 @@ def refuse_impossible_ranks(config: Config, spec: ModelSpec) -> None:
         raise ConfigInvalid("model.collectives nccl joins CUDA devices, and this machine has none: take gloo")
 
 
-def refuse_ranks(config: Config) -> None:
-    """Raise `ConfigInvalid` for more than one rank, until the ranks' processes are there."""
-    if config.model.tensor_parallel > 1:
-        degree = config.model.tensor_parallel
-        raise ConfigInvalid(f"model.tensor_parallel {degree}: this version computes a base on one rank")
-
-
 def refuse_impossible_plan(config: Config) -> None:
     """Raise `MemoryPlanImpossible` for a base that cannot fit, and `ConfigInvalid` without a card, before a fetch.
 
@@ -75,7 +68,6 @@ def refuse_impossible_plan(config: Config) -> None:
     except StartupError:
         return
     refuse_impossible_ranks(config, facts.spec)
-    refuse_ranks(config)
     if config.model.device == "cpu":
         plan_here(config, facts.spec, planned_form(config), available_bytes(config))
 

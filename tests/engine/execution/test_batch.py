@@ -56,7 +56,7 @@ class CheckedExecutor(SimulatedExecutor):
     def release(self) -> None:
         self.builder.release()
 
-    def _check(self, batch: Batch, plan: Plan, running: Mapping[RequestId, Sequence]) -> None:
+    def _check(self, batch: Batch[Sequence], plan: Plan, running: Mapping[RequestId, Sequence]) -> None:
         pairs = sorted(((chunk, running[chunk.request_id]) for chunk in plan.chunks), key=digest_of)
         step, attention = batch.step, batch.step.attention
         tokens = [token for chunk, sequence in pairs for token in tokens_of(chunk, sequence)]
@@ -115,7 +115,7 @@ def test_a_batch_is_what_its_plan_says_whatever_the_one_before(shape: Shape, loa
 def test_weights_that_were_placed_again_are_found_at_their_new_place() -> None:
     weights = Weights()
     builder = BatchBuilder(ReferenceKernels(), weights, max_rows=8, block_size=4, vocab=VOCAB, hidden=8)
-    batches: list[Batch] = []
+    batches: list[Batch[Sequence]] = []
 
     class Kept(SimulatedExecutor):
         def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:

@@ -2,25 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from manylora.engine.execution.batch_sequence import BatchSequence, Pairs, S
 from manylora.engine.execution.lora_segments import LoraSegments
 from manylora.engine.scheduling.plan import Chunk, Plan
-from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
 from manylora.kernels.interface import Kernels
 from manylora.kernels.lora_batch import PlacedAdapter, PlacedAdapters
 from manylora.kernels.operands import AttentionBatch, StepInput
 
-_Pairs = list[tuple[Chunk, Sequence]]
-
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(Generic[S]):
     """The tensors of one step, and the chunks and sequences of its rows of logits, in their order.
 
     A chunk has one row of logits for each scored position, then, if it is sampled, one row, and one more for each of
@@ -31,10 +29,10 @@ class Batch:
     """
 
     step: StepInput
-    sampled: _Pairs
+    sampled: Pairs[S]
     has_drafts: bool
-    scored: _Pairs
-    pairs: _Pairs
+    scored: Pairs[S]
+    pairs: Pairs[S]
     pooled: "tuple[PooledChunk, ...]" = ()
 
     def rows_of_logits(self) -> tuple[list[int], list[int]]:
@@ -88,7 +86,7 @@ class BatchBuilder:
         """Drop the last step's adapters: an evicted one's weights are freed with their last reference."""
         self._segments.release()
 
-    def build(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> Batch:
+    def build(self, plan: Plan, running: Mapping[RequestId, S]) -> Batch[S]:
         """Lay the chunks out side by side, base rows first and then adapter by adapter."""
         pairs = sorted([(chunk, running[chunk.request_id]) for chunk in plan.chunks], key=_adapter_of)
         tables = self._tables.of([sequence for _, sequence in pairs])
@@ -121,7 +119,7 @@ class BatchBuilder:
         scored = [pair for pair in pairs if pair[0].num_scored]
         return Batch(step, sampled, has_drafts, scored, pairs, pooled)
 
-    def _pooled(self, pairs: _Pairs) -> tuple[list[int], tuple[PooledChunk, ...]]:
+    def _pooled(self, pairs: Pairs[S]) -> tuple[list[int], tuple[PooledChunk, ...]]:
         """Return the rows of the step whose hidden states are kept, ascending, and the chunks that they belong to."""
         rows: list[int] = []
         chunks: list[PooledChunk] = []
@@ -139,7 +137,7 @@ class BatchBuilder:
                 rows += range(stop - count, stop)
         return rows, tuple(chunks)
 
-    def _fill_decoding(self, pairs: _Pairs) -> int:
+    def _fill_decoding(self, pairs: Pairs[S]) -> int:
         """Fill the buffers for chunks that each have one row and draw a token; return the number of rows."""
         rows, size = len(pairs), self._block_size
         starts = [chunk.start for chunk, _ in pairs]
@@ -153,7 +151,7 @@ class BatchBuilder:
         self._logit_rows[:rows] = self._numbers[:rows]
         return rows
 
-    def _fill(self, pairs: _Pairs) -> tuple[int, int]:
+    def _fill(self, pairs: Pairs[S]) -> tuple[int, int]:
         """Fill the buffers for chunks of any number of rows; return the rows and the rows of logits."""
         row = num_logits = 0
         for index, (chunk, sequence) in enumerate(pairs):
@@ -208,7 +206,7 @@ class BlockTables:
         self._lists: list[list[int]] = []
         self._lengths: list[int] = []
 
-    def of(self, sequences: list[Sequence]) -> Tensor:
+    def of(self, sequences: list[S]) -> Tensor:
         """Return (sequences, width) int32, row i the blocks of sequence i.
 
         Entries past its blocks mean nothing, nor do those of blocks that it has released.
@@ -247,6 +245,6 @@ class BlockTables:
         self._lists, self._lengths = [], []
 
 
-def _adapter_of(pair: tuple[Chunk, Sequence]) -> str:
+def _adapter_of(pair: tuple[Chunk, BatchSequence]) -> str:
     placed = pair[1].placed
     return "" if placed is None else placed.digest

@@ -1,9 +1,9 @@
 """The rows of a step that belong to adapters, kept from one step to the next while they stay the same."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from manylora.engine.execution.batch_sequence import BatchSequence, Pairs, S
 from manylora.engine.scheduling.plan import Chunk
-from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import Digest
 from manylora.kernels.interface import Kernels
 from manylora.kernels.lora_batch import LoraBatch, LoraSegment, PlacedAdapter, PlacedAdapters
@@ -33,10 +33,10 @@ class LoraSegments:
         self._spans: _Spans = []
         self._sampled: _Spans = []
         self._batch = self._none
-        self._decoding: list[Sequence] = []
+        self._decoding: Sequence[BatchSequence] = []
         self.has_added_tokens = False  # some adapter of the last step knows tokens that the base does not
 
-    def of_decoding(self, pairs: list[tuple[Chunk, Sequence]]) -> LoraBatch:
+    def of_decoding(self, pairs: Pairs[S]) -> LoraBatch:
         """Return the segments of chunks that each have one row and draw a token.
 
         Such a row is behind the first position of its adapter, and a running sequence holds its adapter's place. So
@@ -48,7 +48,7 @@ class LoraSegments:
             self._decoding = sequences
         return self._batch
 
-    def of(self, pairs: Iterable[tuple[Chunk, Sequence]]) -> LoraBatch:
+    def of(self, pairs: Iterable[tuple[Chunk, BatchSequence]]) -> LoraBatch:
         """Return the segments of chunks laid out in this order, each adapter version's side by side.
 
         Rows before an activated adapter's first position belong to the base. The segments of the rows of logits are
@@ -64,7 +64,7 @@ class LoraSegments:
             self.has_added_tokens = any(segment.adapter.vocabulary > self._vocab for segment in segments)
         return self._batch
 
-    def _find(self, pairs: Iterable[tuple[Chunk, Sequence]]) -> tuple[_Spans, _Spans]:
+    def _find(self, pairs: Iterable[tuple[Chunk, BatchSequence]]) -> tuple[_Spans, _Spans]:
         """Return the spans of the step's rows and those of its rows of logits."""
         spans: _Spans = []
         sampled: _Spans = []

@@ -72,7 +72,7 @@ class Runner:
         assert batch.step.hidden is not None  # it goes with `pooled`
         return {**drawn, **_pooled_rows(batch.pooled, batch.step.hidden.numpy())}
 
-    def _scores_and_draws(self, batch: Batch, logits: Tensor) -> dict[RequestId, tuple[Drawn, ...]]:
+    def _scores_and_draws(self, batch: Batch[Sequence], logits: Tensor) -> dict[RequestId, tuple[Drawn, ...]]:
         """Return the scores of each scored chunk, with the draws of each sampled one behind them."""
         scored_rows, drawn_rows = batch.rows_of_logits()
         tokens, wanted = list[int](), list[int]()
@@ -86,7 +86,7 @@ class Runner:
             found[request_id] = (*found.get(request_id, ()), *drawn)
         return found
 
-    def _draws(self, batch: Batch, logits: Tensor) -> dict[RequestId, tuple[Drawn, ...]]:
+    def _draws(self, batch: Batch[Sequence], logits: Tensor) -> dict[RequestId, tuple[Drawn, ...]]:
         """Return the draws of each sampled chunk; `logits` has their rows alone."""
         sampled = batch.sampled
         rows = SamplingRows(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from manylora.kernels.collectives import Collectives
 from manylora.kernels.cpu.capture import CapturedGraph, NativeProfile, NativeSegments
 from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.kv import CpuKv, untouched_zeros
@@ -57,14 +58,18 @@ class CpuKernels:
     def place(self, constant: Tensor) -> Tensor:
         return constant
 
-    def compile(self, forward: Forward) -> CompiledForward:
-        """Return a function that captures `forward` at its first call and then replays it in one native call a step."""
+    def compile(self, forward: Forward, ranks: Collectives | None = None) -> CompiledForward:
+        """Return a function that captures `forward` at its first call and then replays it in one native call a step.
+
+        With `ranks` a step takes one native call between two collectives.
+        """
         graph: CapturedGraph | None = None
 
         def run(step: StepInput, kv: KvCache, reuse: Tensor | None = None) -> Tensor:
             nonlocal graph
             if graph is None:
-                graph = CapturedGraph(self.native, forward, kv, is_bf16=self.lora_dtype is torch.bfloat16)
+                is_bf16 = self.lora_dtype is torch.bfloat16
+                graph = CapturedGraph(self.native, forward, kv, is_bf16=is_bf16, ranks=ranks)
             return graph(step, cast(CpuKv, kv), self._profile, reuse)  # `new_kv` made it
 
         return run

@@ -8,12 +8,14 @@ import ctypes
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from manylora.kernels.collectives import Collectives, join_columns, sum_over
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.native.arguments import KINDS
 from manylora.kernels.cpu.native.headers import native_parameters
@@ -86,16 +88,36 @@ class Buffer:
         self._free.append(self.column)
 
 
-class GraphRecorder:
-    """`Operations` on buffers: records each call of an operation of the table, in order."""
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A collective between two recorded calls: the sum of a buffer over all ranks, or the joint vocabulary.
 
-    def __init__(self, operations: tuple[Operation, ...]) -> None:
+    index  of the call after it
+    sums   column in the scratch, width and copies of the buffer; None: the logits are joined
+    vocab  columns of the joined logits
+    """
+
+    index: int
+    sums: tuple[int, int, int] | None = None
+    vocab: int = 0
+
+
+class GraphRecorder:
+    """`Operations` on buffers: records each call of an operation of the table, in order.
+
+    Args:  has_ranks  record cuts at the collectives; else they are left out
+    """
+
+    def __init__(self, operations: tuple[Operation, ...], *, has_ranks: bool = False) -> None:
         self.calls: list[ctypes.Structure] = []
+        self.cuts: list[Cut] = []
         self.kept: list[object] = []  # objects at whose memory the calls point
         self.refusals: dict[int, str] = {}
         """Texts of the calls that may refuse an input, by index of the call."""
         self.width = 0  # floats of a row of all buffers together
+        self.own_vocab = 0  # width of the result of the operation `logits`
         self._free: dict[int, list[int]] = defaultdict(list)
+        self._has_ranks = has_ranks
         self._table = {operation.name: (opcode, operation) for opcode, operation in enumerate(operations)}
 
     def __getattr__(self, name: str) -> Callable[..., Buffer | None]:
@@ -103,6 +125,16 @@ class GraphRecorder:
         if name not in self._table:
             raise AttributeError(f"the table of operations has no {name}")
         return partial(self._record, *self._table[name])
+
+    def sum_over_ranks(self, y: Buffer) -> None:
+        if self._has_ranks:
+            self.cuts.append(Cut(len(self.calls), sums=(y.column, y.width, y.copies)))
+
+    def join_vocabulary(self, logits: Buffer, vocab: int) -> Buffer:
+        if not self._has_ranks:
+            return logits
+        self.cuts.append(Cut(len(self.calls), vocab=vocab))
+        return Buffer([], OUTSIDE_SCRATCH, vocab, logits.is_sampled)
 
     def buffer(self, width: int, *, is_sampled: bool = False, copies: int = 1) -> Buffer:
         """Return a free buffer of the scratch: `copies` rows for each row of the step, or one for each sampled from."""
@@ -135,6 +167,7 @@ class GraphRecorder:
         first = next((name for name, kind in operation.parameters.items() if kind is Rows), None)
         are_sampled = rule.are_sampled or (first is not None and arguments[first].is_sampled)
         if rule.outlive:
+            self.own_vocab = width
             return Buffer([], OUTSIDE_SCRATCH, width, are_sampled)
         if rule.copies is not None:
             return self.buffer(width, copies=apply_rule(rule.copies, arguments))
@@ -167,16 +200,20 @@ class CapturedGraph:
     Thread: one at a time
     """
 
-    def __init__(self, native: NativeLibrary, forward: Forward, kv: KvCache, *, is_bf16: bool) -> None:
-        recorder = GraphRecorder(native.operations)
+    def __init__(
+        self, native: NativeLibrary, forward: Forward, kv: KvCache, *, is_bf16: bool, ranks: Collectives | None = None
+    ) -> None:
+        recorder = GraphRecorder(native.operations, has_ranks=ranks is not None)
         logits = forward(cast(Operations[Buffer], recorder), _UNREAD, kv)
         self._run = partial(native.functions.ml_run, native.pool)
         self._kept = recorder.kept
         self._refusals = recorder.refusals
+        self._ranks = ranks
+        self._cuts = recorder.cuts
         self._calls = (OperationLayout * len(recorder.calls))(*recorder.calls)
         self._address = ctypes.addressof(self._calls)
         self._width = recorder.width
-        self._vocab = logits.width
+        self._vocab, self._own_vocab = logits.width, recorder.own_vocab
         self._scratch = torch.empty(0)
         self._step = StepLayout()
         self._step_address = ctypes.addressof(self._step)
@@ -196,14 +233,41 @@ class CapturedGraph:
 
         Raises: IndexError for a token id outside the table.
         """
+        self._step.kv = kv.address
+        seconds = None if profile is None else profile.address
+        if self._ranks is not None:
+            return self._run_with_ranks(self._ranks, step, seconds)
         shape = step.logit_rows.shape[0], max(self._vocab, step.lora.vocabulary)
         logits = reuse if reuse is not None and reuse.shape == shape else torch.empty(shape)
         self._stage(step, logits)
-        self._step.kv = kv.address
-        seconds = None if profile is None else profile.address
-        refused = self._run(self._address, len(self._calls), self._step_address, seconds)
+        self._run_calls(0, len(self._calls), seconds)
+        return logits
+
+    def _run_calls(self, first: int, stop: int, seconds: int | None) -> None:
+        address = self._address + first * ctypes.sizeof(OperationLayout)
+        refused = self._run(address, stop - first, self._step_address, seconds)
         if refused >= 0:
-            raise IndexError(self._refusals[refused])
+            raise IndexError(self._refusals[first + refused])
+
+    def _run_with_ranks(self, ranks: Collectives, step: StepInput, seconds: int | None) -> Tensor:
+        """Run the calls between two cuts at once, and each cut's collective. Ranks but the first return their part."""
+        logits = torch.empty(step.logit_rows.shape[0], self._own_vocab)
+        self._stage(step, logits)
+        first = 0
+        for cut in self._cuts:
+            self._run_calls(first, cut.index, seconds)
+            first = cut.index
+            if cut.sums is not None:
+                column, width, copies = cut.sums
+                start = column * self._step.rows
+                sum_over(ranks, self._scratch[start : start + self._step.rows * width * copies])
+                continue
+            joined = join_columns(ranks, logits, cut.vocab, max(cut.vocab, step.lora.vocabulary))
+            if joined is None:
+                return logits
+            logits = joined
+            self._step.logits, self._step.logit_width = logits.data_ptr(), logits.shape[1]
+        self._run_calls(first, len(self._calls), seconds)
         return logits
 
     def _stage(self, step: StepInput, logits: Tensor) -> None:

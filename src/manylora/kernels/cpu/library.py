@@ -28,9 +28,9 @@ class NativeLibrary:
         compiler: str | None = None,
         operations: tuple[Operation, ...] = OPERATIONS,
     ) -> None:
-        """Load the functions that implement the table `operations`. Raises: NativeBuildFailed."""
+        """Load the functions of the operations that are no collectives. Raises: NativeBuildFailed."""
         assert threads >= 1
-        self.operations = operations
+        self.operations = tuple(row for row in operations if not row.result.is_collective)
         self.functions = load_library(cache_dir, compiler=compiler, headers=made_headers(operations))
         self.threads = threads
         self.pool: int = self.functions.ml_pool_new(threads, spin_us)

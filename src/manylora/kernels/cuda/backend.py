@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manylora.kernels.collectives import Collectives
 from manylora.kernels.cuda.staging import SequenceRows, stage, staged_attention
 from manylora.kernels.interface import CompiledForward, Forward
 from manylora.kernels.operands import AttentionBatch, KvCache, Packed, StepInput
@@ -27,11 +28,12 @@ class TorchKernels(PlainKernels):
         self.activation_dtype = dtype
         self.own_memory_bytes = own_memory_bytes
 
-    def compile(self, forward: Forward) -> CompiledForward:
+    def compile(self, forward: Forward, ranks: Collectives | None = None) -> CompiledForward:
         """Return a function that stages a step on the device and calls the operations one by one."""
+        ops = self.with_ranks(ranks)
 
         def run(step: StepInput, kv: KvCache, reuse: Tensor | None = None) -> Tensor:
-            return forward(self, stage(step, self.torch_device), kv)
+            return forward(ops, stage(step, self.torch_device), kv)
 
         return run
 

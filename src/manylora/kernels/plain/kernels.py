@@ -1,10 +1,13 @@
 """The part that back ends of torch operations share: storage on one device, and the plain operations."""
 
+import copy
 from abc import ABC, abstractmethod
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from manylora.kernels.collectives import Collectives, join_columns, sum_over
 from manylora.kernels.interface import Profile
 from manylora.kernels.operands import AttentionBatch, KvCache, Packed
 from manylora.kernels.plain.adapters import PlainAdapters
@@ -36,6 +39,7 @@ class PlainKernels(ABC):
         kv_dtype: torch.dtype,
         lora_dtype: torch.dtype,
     ) -> None:
+        self._ranks: Collectives | None = None
         self.torch_device = torch_device
         self.device = torch_device.type
         self.weight_dtype, self.kv_dtype, self.lora_dtype = weight_dtype, kv_dtype, lora_dtype
@@ -73,6 +77,22 @@ class PlainKernels(ABC):
 
     @abstractmethod
     def attend(self, q: Tensor, kv: KvCache, layer: int, window: int | None, batch: AttentionBatch) -> Tensor: ...
+
+    def with_ranks(self, ranks: Collectives | None) -> Self:
+        """Return the same back end, whose collectives are those of `ranks`; None: of a single rank."""
+        found = copy.copy(self)
+        found._ranks = ranks
+        return found
+
+    def sum_over_ranks(self, y: Tensor) -> None:
+        if self._ranks is not None:
+            sum_over(self._ranks, y)
+
+    def join_vocabulary(self, logits: Tensor, vocab: int) -> Tensor:
+        if self._ranks is None:
+            return logits
+        joined = join_columns(self._ranks, logits, vocab, vocab)
+        return logits.new_zeros(len(logits), vocab) if joined is None else joined
 
     def place(self, constant: Tensor) -> Tensor:
         return constant.to(self.torch_device, copy=self.own_memory_bytes is not None)

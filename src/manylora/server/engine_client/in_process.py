@@ -120,7 +120,10 @@ class InProcessTransport:
             run_engine_loop(engine, self._connection, self._clock)
         except Exception as error:
             log.exception("engine.died")
-            self._connection.send(EngineDied(Failure.of(EngineFault(str(error)))))
+            fault = error if isinstance(error, ManyloraError) else EngineFault(str(error))
+            self._connection.send(EngineDied(Failure.of(fault)))
+            with contextlib.suppress(Exception):  # the first error counts
+                engine.shutdown()  # else the processes of the adapter store and of ranks would stay
 
     def _fail_start(self, error: Exception) -> None:
         if not self._started.done():

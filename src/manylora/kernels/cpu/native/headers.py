@@ -13,8 +13,12 @@ from manylora.kernels.table_of_operations import Rows
 
 
 def made_headers(operations: Sequence[Operation]) -> dict[str, str]:
-    """Return the text of each header by its file name. Raises: TypeError for a parameter of an unknown kind."""
-    return {"layouts.h": layouts_header(), "operations.h": _operations_header(operations)}
+    """Return the text of each header by its file name. Raises: TypeError for a parameter of an unknown kind.
+
+    Native code has no function for a collective.
+    """
+    native = [operation for operation in operations if not operation.result.is_collective]
+    return {"layouts.h": layouts_header(), "operations.h": _operations_header(native)}
 
 
 def native_parameters(operation: Operation) -> Mapping[str, object]:

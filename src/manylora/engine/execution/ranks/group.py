@@ -1,0 +1,79 @@
+"""The collectives of ranks in processes of one machine, over torch's process groups."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import FileStore, Store, Work
+
+from manylora.kernels.collectives import CollectiveFailed
+
+LOOPBACK = "127.0.0.1"
+
+
+class _Group(Protocol):
+    """A back end of torch. Its own stub lacks the method."""
+
+    def allgather(self, parts: list[list[Tensor]], own: list[Tensor], /) -> Work: ...
+
+
+class ProcessGroupRanks:
+    """`Collectives` over one process group. `device`: where the group exchanges tensors; results lie in host memory.
+
+    Thread: one at a time
+    """
+
+    def __init__(self, group: _Group, rank: int, size: int, device: str = "cpu") -> None:
+        self.rank = rank
+        self.size = size
+        self._group = group
+        self._device = device
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        own = x.to(self._device)
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        try:
+            self._group.allgather([parts], [own]).wait()
+        except RuntimeError as error:
+            raise CollectiveFailed(f"rank {self.rank} of {self.size} has lost the others: {error}") from error
+        return [part.to(x.device) for part in parts]
+
+
+def join_group(backend: str, meeting: Store, rank: int, size: int, timeout_s: float) -> ProcessGroupRanks:
+    """Return the collectives of one rank, after all ranks have joined.
+
+    Args:    backend    `gloo` or `nccl`; with the latter rank i exchanges rows on the CUDA device i
+             meeting    the store in which the ranks exchange their addresses
+             timeout_s  longest wait for the others, here and in each collective
+    Raises:  CollectiveFailed if they do not join, or if torch lacks the back end
+    """
+    timeout = timedelta(seconds=timeout_s)
+    try:
+        if backend == "nccl":
+            return ProcessGroupRanks(_nccl(meeting, rank, size, timeout), rank, size, f"cuda:{rank}")
+        return ProcessGroupRanks(_gloo(meeting, rank, size, timeout), rank, size)
+    except (AttributeError, RuntimeError) as error:
+        raise CollectiveFailed(f"rank {rank} of {size} cannot join the others by {backend}: {error}") from error
+
+
+def meeting_in(file: Path, size: int) -> Store:
+    """Return the store in which `size` processes meet, over a file that only they may open."""
+    return FileStore(str(file), size)
+
+
+def _gloo(meeting: Store, rank: int, size: int, timeout: timedelta) -> _Group:
+    """Return a group whose sockets listen on the loopback address alone; torch's default is the host's name."""
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # torch's stub lacks it
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
+    options._timeout = timeout
+    options._threads = 1
+    return cast(_Group, dist.ProcessGroupGloo(meeting, rank, size, options))
+
+
+def _nccl(meeting: Store, rank: int, size: int, timeout: timedelta) -> _Group:
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return cast(_Group, dist.ProcessGroupNCCL(meeting, rank, size, options))

@@ -1,0 +1,170 @@
+"""The processes of the ranks 1 to N - 1, which rank 0 starts, commands and ends."""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from manylora.config.environment import child_environment
+from manylora.engine.execution.ranks.commands import Command, CommandKind, CommandSocket
+from manylora.errors import RankLost, StartupError
+from manylora.system.failures import ending
+
+log = logging.getLogger(__name__)
+
+STOP_WAIT_S = 5.0
+"""Seconds that a rank has for an orderly end."""
+END_WAIT_S = 1.0
+"""Seconds in which a rank that has closed its connection is seen to end, so that the error names it."""
+START_WAIT_S = 600.0
+"""Seconds in which a new rank imports its code and checks its share. The time to read weights has no bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rank:
+    """One rank: its number, its process, and rank 0's end of the socket to it."""
+
+    number: int
+    process: "subprocess.Popen[bytes]"
+    socket: CommandSocket
+
+
+class RankProcesses:
+    """The ranks but the first. After the loss of one the others are ended, and every command is dropped.
+
+    Args:  module     the program of a rank: `python -m MODULE SOCKET PARENT`; PARENT is 0 if the thread that starts the
+                      ranks may end before them
+           size       number of ranks, rank 0 included
+           timeout_s  longest wait for a rank that does not take commands
+    Thread: one
+    """
+
+    def __init__(self, module: str, size: int, timeout_s: float) -> None:
+        """Start the processes. Raises: `StartupError`, `OSError`."""
+        self.size = size
+        self._timeout_s = timeout_s
+        self._lost: RankLost | None = None
+        self._ranks: list[_Rank] = []
+        try:
+            for number in range(1, size):
+                self._ranks.append(_spawn(module, number))
+        except BaseException:
+            self.end()
+            raise
+
+    # ── the start ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def tell_each(self, kind: CommandKind, text_of: Callable[[int], bytes]) -> None:
+        """Send each rank a text of the start. A rank that is gone shows in its next reply."""
+        for rank in self._ranks:
+            try:
+                rank.socket.send(Command.of_text(kind, text_of(rank.number)))
+            except OSError:
+                log.warning("rank.gone_at_start rank=%d", rank.number)
+
+    def replies(self, kind: CommandKind, failure_of: Callable[[bytes], StartupError]) -> list[bytes]:
+        """Wait for a reply of that kind from each rank; return the texts by rank.
+
+        Raises: `StartupError` that names the rank: `failure_of` reads the text of one that has failed
+        """
+        found: list[bytes] = []
+        for rank in self._ranks:
+            rank.socket.set_timeout(None if kind is CommandKind.READY else START_WAIT_S)
+            try:
+                reply = rank.socket.receive()
+            except OSError as error:
+                raise StartupError(f"{self._name(rank)} does not answer: {error}") from error
+            if reply is None:
+                raise StartupError(f"{self._name(rank)} ended before it was ready{ending(self._code(rank))}")
+            if reply.kind is CommandKind.FAILED:
+                failure = failure_of(reply.text)
+                raise type(failure)(f"{self._name(rank)}: {failure.message}")
+            assert reply.kind is kind, f"{self._name(rank)} answers {reply.kind!r}, not {kind!r}"
+            found.append(reply.text)
+            rank.socket.set_timeout(self._timeout_s)
+        return found
+
+    # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def send(self, command: Command) -> None:
+        """Send the same command to all ranks. The next `check` raises the loss of one."""
+        for number in range(1, self.size):
+            self.send_to(number, command)
+
+    def send_to(self, number: int, command: Command) -> None:
+        """Send a command to one rank. The next `check` raises its loss."""
+        if self._lost is not None:
+            return
+        try:
+            self._ranks[number - 1].socket.send(command)
+        except OSError as error:
+            self.lose(f"it does not take commands: {error}")
+
+    def check(self) -> None:
+        """Raise `RankLost` if a rank is lost."""
+        if self._lost is None and any(rank.process.poll() is not None for rank in self._ranks):
+            self.lose("it has ended")
+        if self._lost is not None:
+            raise self._lost
+
+    def lose(self, why: str) -> RankLost:
+        """Note the loss of a rank, end all ranks, and return the error of the requests under way."""
+        if self._lost is None:
+            ended = [rank for rank in self._ranks if self._code(rank) is not None]
+            who = ", ".join(self._name(rank) + ending(rank.process.returncode) for rank in ended)
+            log.error("rank.lost ranks=%s cause=%s", [rank.number for rank in ended], why)
+            who = who or f"one of the {self.size} ranks"
+            self._lost = RankLost(f"the engine has lost {who}; all ranks start anew, repeat the request")
+            self.end()
+        return self._lost
+
+    def close(self) -> None:
+        """Let the ranks end, and end those that do not within `STOP_WAIT_S`."""
+        self.send(Command(CommandKind.STOP))
+        for rank in self._ranks:
+            try:
+                rank.process.wait(STOP_WAIT_S)
+            except subprocess.TimeoutExpired:
+                log.warning("rank.killed rank=%d", rank.number)
+        self.end()
+
+    def end(self) -> None:
+        """End every rank at once. A second call does nothing."""
+        for rank in self._ranks:
+            if rank.process.poll() is None:
+                rank.process.kill()
+            rank.process.wait()
+            rank.socket.close()
+
+    def _name(self, rank: _Rank) -> str:
+        return f"rank {rank.number} of {self.size}"
+
+    def _code(self, rank: _Rank) -> int | None:
+        """Return the exit code of a rank, for which it may wait a moment; None: it runs."""
+        try:
+            return rank.process.wait(END_WAIT_S / self.size)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def _spawn(module: str, number: int) -> _Rank:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        is_lasting = threading.current_thread() is threading.main_thread()
+        parent = os.getpid() if is_lasting else 0
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(parent)],
+                env=child_environment(),
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+    return _Rank(number, process, CommandSocket(ours))

@@ -1,0 +1,159 @@
+"""The start of a base on several ranks, as rank 0 leads it: order, agreement, sizes, group, weights."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+from manylora.config.settings import Config
+from manylora.engine.execution.ranks.commands import CommandKind
+from manylora.engine.execution.ranks.group import join_group, meeting_in
+from manylora.engine.execution.ranks.processes import RankProcesses
+from manylora.errors import ManyloraError, StartupError
+from manylora.failure import Failure
+from manylora.kernels.collectives import CollectiveFailed, Collectives
+from manylora.kernels.interface import Kernels
+from manylora.models.spec import ModelSpec
+from manylora.models.tensor_parallel import Share
+from manylora.system.resources import has_cuda_device
+
+PROGRAM = "manylora.wiring.rank_main"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankOrder:
+    """The share that a rank builds. `meeting`: the file over which the ranks find each other."""
+
+    config: Config
+    base_dir: str
+    rank: int
+    meeting: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankFacts:
+    """The facts that all ranks must agree on. `fingerprint`: of the base."""
+
+    fingerprint: str
+    degree: int
+    kernels: str
+    torch: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSizes:
+    """The sizes of the memory plan that each rank builds with."""
+
+    kv_blocks: int
+    block_size: int
+    max_positions: int
+    max_rows: int
+
+
+def rank_threads(config: Config, threads: int) -> int:
+    """Return the threads of each rank, of the `threads` of all ranks together."""
+    return max(1, threads // config.model.tensor_parallel)
+
+
+def rank_device(config: Config, rank: int) -> str:
+    """Return the device of a rank, as `model.device` names one: rank i of several has the card i."""
+    device = config.model.device
+    if config.model.tensor_parallel == 1 or device == "cpu" or (device == "auto" and not has_cuda_device()):
+        return device
+    return f"cuda:{rank}"
+
+
+def rank_facts(config: Config, fingerprint: str, kernels: Kernels) -> RankFacts:
+    return RankFacts(
+        fingerprint=fingerprint,
+        degree=config.model.tensor_parallel,
+        kernels=f"{kernels.name} ({kernels.form.weights} weights)",
+        torch=str(torch.__version__),
+    )
+
+
+class Ranks:
+    """The ranks of a base during their start, and the part of rank 0.
+
+    share        rank 0's part of the base
+    processes    the other ranks
+    """
+
+    def __init__(self, config: Config, spec: ModelSpec, base_dir: Path) -> None:
+        """Start the processes. Raises: `ConfigInvalid` for a degree that does not divide the base, `StartupError`."""
+        self._config = config
+        self._size = config.model.tensor_parallel
+        self.share = Share(spec, self._size, 0)
+        self._folder = Path(tempfile.mkdtemp(prefix="manylora-ranks-"))  # mode 0700
+        self._meeting = self._folder / "meeting"
+        try:
+            self.processes = RankProcesses(PROGRAM, self._size, config.model.rank_timeout_s)
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        self._base_dir = base_dir
+
+    def join(self, facts: RankFacts, sizes: RankSizes) -> Collectives:
+        """Have the ranks built up to their group, and return rank 0's collectives. They read their weights after that.
+
+        Raises: `StartupError` that names a rank which fails, or does not agree with `facts`
+        """
+        self.processes.tell_each(CommandKind.ORDER, self._order)
+        for number, text in enumerate(self.processes.replies(CommandKind.HELLO, start_failure), start=1):
+            self._compare(number, facts, msgspec.json.decode(text, type=RankFacts))
+        self.processes.tell_each(CommandKind.BEGIN, lambda _: msgspec.json.encode(sizes))
+        self.processes.replies(CommandKind.FITS, start_failure)
+        try:
+            meeting = meeting_in(self._meeting, self._size)
+            model = self._config.model
+            return join_group(model.collectives, meeting, 0, self._size, model.rank_timeout_s)
+        except CollectiveFailed as error:
+            raise StartupError(str(error)) from error
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def await_weights(self) -> None:
+        """Wait until every rank has its weights. Raises: `StartupError` that names one which fails."""
+        self.processes.replies(CommandKind.READY, start_failure)
+
+    def abandon(self) -> None:
+        """End the ranks of a start that fails."""
+        self.processes.end()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _order(self, rank: int) -> bytes:
+        order = RankOrder(config=self._config, base_dir=str(self._base_dir), rank=rank, meeting=str(self._meeting))
+        return msgspec.json.encode(order)
+
+    def _compare(self, number: int, ours: RankFacts, theirs: RankFacts) -> None:
+        for name, mine in dataclasses.asdict(ours).items():
+            if (other := getattr(theirs, name)) != mine:
+                raise StartupError(f"rank {number} of {self._size} has {name} {other}, and rank 0 has {mine}")
+
+
+@contextmanager
+def starting(config: Config, spec: ModelSpec, base_dir: Path) -> "Iterator[Ranks | None]":
+    """Start the ranks of a base, and end them if the block fails; None: it has one rank."""
+    if config.model.tensor_parallel == 1:
+        yield None
+        return
+    ranks = Ranks(config, spec, base_dir)
+    with contextlib.ExitStack() as undo:
+        undo.callback(ranks.abandon)
+        yield ranks
+        undo.pop_all()
+
+
+def start_failure(text: bytes) -> StartupError:
+    """Return the failure of a rank's start; any other error is the text of a `StartupError`."""
+    failure = Failure.from_json(json.loads(text))
+    error: ManyloraError = failure.to_error()
+    return error if isinstance(error, StartupError) else StartupError(error.message)
