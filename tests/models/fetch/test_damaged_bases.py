@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,9 +18,8 @@ from manylora.models.fetch.catalog import pulled_dir
 from manylora.models.fetch.known_bases import DEFAULT
 from manylora.models.fetch.pull import pull
 from tests.conftest import thinned
-from tests.models.test_pull import _Hub, base, copy_base, hub, url
-
-__all__ = ["base", "hub"]
+from tests.forks import forks
+from tests.models.fetch.fake_hub import FakeHub, copy_base
 
 SHARD = "model-00002-of-00002.safetensors"
 Change = Callable[[Path], object]
@@ -68,16 +66,16 @@ DAMAGES: dict[str, tuple[str, Change]] = {
 
 @pytest.mark.parametrize("damage", thinned(DAMAGES, 3))
 def test_a_damaged_file_is_fetched_anew_and_no_other(
-    damage: str, hub: _Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: str, hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    directory = pull("org/model", tmp_path, endpoint=url(hub))
-    pull("org/model", tmp_path, endpoint=url(hub))  # read whole, and noted
+    directory = pull("org/model", tmp_path, endpoint=hub.url)
+    pull("org/model", tmp_path, endpoint=hub.url)  # read whole, and noted
     before = contents(directory)
     hub.fetched.clear()
     name, change = DAMAGES[damage]
     change(directory / name)
     with caplog.at_level(logging.INFO):
-        assert pull("org/model", tmp_path, endpoint=url(hub)) == directory
+        assert pull("org/model", tmp_path, endpoint=hub.url) == directory
     assert contents(directory) == before
     if damage != "no config":  # nothing tells then which files are whole
         assert hub.fetched == [name]
@@ -88,22 +86,22 @@ def test_a_damaged_file_is_fetched_anew_and_no_other(
 
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"format": 1, "files": {"../x": {"bytes": 1, "sha256": ""}}}'])
 def test_checksums_that_are_lost_are_made_again_from_what_is_whole(
-    content: bytes | None, hub: _Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    content: bytes | None, hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    directory = pull("org/model", tmp_path, endpoint=url(hub))
+    directory = pull("org/model", tmp_path, endpoint=hub.url)
     file = directory / checksums.FILE_NAME
     file.unlink() if content is None else file.write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        pull("org/model", tmp_path, endpoint=url(hub))
+        pull("org/model", tmp_path, endpoint=hub.url)
     assert any("only its structure could be checked" in message for message in caplog.messages)
     before = contents(directory)
     put_zeros(directory / SHARD)
-    pull("org/model", tmp_path, endpoint=url(hub))
+    pull("org/model", tmp_path, endpoint=hub.url)
     assert {**contents(directory), file.name: b""} == {**before, file.name: b""}
 
 
-def test_without_a_hub_a_damaged_base_is_named_with_the_remedy_and_stays(hub: _Hub, tmp_path: Path) -> None:
-    directory = pull("org/model", tmp_path, endpoint=url(hub))
+def test_without_a_hub_a_damaged_base_is_named_with_the_remedy_and_stays(hub: FakeHub, tmp_path: Path) -> None:
+    directory = pull("org/model", tmp_path, endpoint=hub.url)
     put_zeros(directory / SHARD)
     before = contents(directory)
     with pytest.raises(ModelNotFound) as caught:
@@ -114,9 +112,9 @@ def test_without_a_hub_a_damaged_base_is_named_with_the_remedy_and_stays(hub: _H
 
 
 def test_weights_are_read_whole_once_and_again_when_they_change(
-    hub: _Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = pull("org/model", tmp_path, endpoint=url(hub))
+    directory = pull("org/model", tmp_path, endpoint=hub.url)
     read: list[str] = []
     true_chunks = checksums._chunks
 
@@ -129,7 +127,7 @@ def test_weights_are_read_whole_once_and_again_when_they_change(
 
     def read_by(*, is_thorough: bool = False) -> set[str]:
         read.clear()
-        pull("org/model", tmp_path, endpoint=url(hub), is_thorough=is_thorough)
+        pull("org/model", tmp_path, endpoint=hub.url, is_thorough=is_thorough)
         return {name for name in read if name.endswith(".safetensors")}
 
     assert read_by() == weights
@@ -141,38 +139,38 @@ def test_weights_are_read_whole_once_and_again_when_they_change(
     assert read_by() == weights
 
 
-def test_a_whole_base_that_cannot_be_served_is_not_fetched_again(hub: _Hub, tmp_path: Path) -> None:
-    directory = pull("org/model", tmp_path, endpoint=url(hub))
+def test_a_whole_base_that_cannot_be_served_is_not_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
+    directory = pull("org/model", tmp_path, endpoint=hub.url)
     (directory / "config.json").write_text('{"architectures": ["GemmaForCausalLM"]}')
     checksums.write_checksums(directory, lambda stage, done, total: None)
     hub.fetched.clear()
     with pytest.raises(ModelUnsupported, match="GemmaForCausalLM"):
-        pull("org/model", tmp_path, endpoint=url(hub))
+        pull("org/model", tmp_path, endpoint=hub.url)
     assert hub.fetched == []
 
 
-def test_what_a_hub_says_is_compared_with_what_came(hub: _Hub, tmp_path: Path) -> None:
+def test_what_a_hub_says_is_compared_with_what_came(hub: FakeHub, tmp_path: Path) -> None:
     hub.sha256 = {SHARD: "0" * 64}
     with pytest.raises(ModelNotFound, match="came twice with another content"):
-        pull("org/model", tmp_path, endpoint=url(hub))
+        pull("org/model", tmp_path, endpoint=hub.url)
     assert not pulled_dir("org/model", tmp_path).exists()
 
 
-def test_a_file_that_an_unfinished_pull_left_damaged_is_fetched_again(hub: _Hub, tmp_path: Path) -> None:
-    whole = contents(pull("org/model", tmp_path / "other", endpoint=url(hub)))
+def test_a_file_that_an_unfinished_pull_left_damaged_is_fetched_again(hub: FakeHub, tmp_path: Path) -> None:
+    whole = contents(pull("org/model", tmp_path / "other", endpoint=hub.url))
     partial = tmp_path / "bases" / ".partial-org--model"
     copy_base(pulled_dir("org/model", tmp_path / "other"), partial)
     put_zeros(partial / SHARD)
-    directory = pull("org/model", tmp_path, endpoint=url(hub))
+    directory = pull("org/model", tmp_path, endpoint=hub.url)
     assert (directory / SHARD).read_bytes() == whole[SHARD]
 
 
 # ── directories of the user's ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_damaged_directory_of_the_users_is_named_and_never_changed(hub: _Hub, tmp_path: Path) -> None:
+def test_a_damaged_directory_of_the_users_is_named_and_never_changed(hub: FakeHub, tmp_path: Path) -> None:
     own = tmp_path / "own"
-    shutil.copytree(pull("org/model", tmp_path / "cache", endpoint=url(hub)), own)
+    shutil.copytree(pull("org/model", tmp_path / "cache", endpoint=hub.url), own)
     assert pull(str(own), tmp_path / "cache") == own
     put_zeros(own / SHARD)
     before = contents(own)
@@ -235,15 +233,15 @@ def test_an_embedded_base_of_an_earlier_version_is_proved_by_its_weights(
 # ── a cache that cannot be written ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_whole_base_in_a_cache_that_cannot_be_written_is_used(hub: _Hub, tmp_path: Path) -> None:
-    directory = pull("org/model", tmp_path, endpoint=url(hub))
+def test_a_whole_base_in_a_cache_that_cannot_be_written_is_used(hub: FakeHub, tmp_path: Path) -> None:
+    directory = pull("org/model", tmp_path, endpoint=hub.url)
     lock = tmp_path / "bases" / ".lock-org--model"
     lock.unlink()
     lock.mkdir()
-    assert pull("org/model", tmp_path, endpoint=url(hub)) == directory
+    assert pull("org/model", tmp_path, endpoint=hub.url) == directory
     cut(directory / SHARD)
     with pytest.raises(ModelNotFound) as caught:
-        pull("org/model", tmp_path, endpoint=url(hub))
+        pull("org/model", tmp_path, endpoint=hub.url)
     assert str(directory / SHARD) in caught.value.message
     assert str(lock) in caught.value.message
 
@@ -251,14 +249,14 @@ def test_a_whole_base_in_a_cache_that_cannot_be_written_is_used(hub: _Hub, tmp_p
 # ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_command_mends_a_base_and_says_so(hub: _Hub, tmp_path: Path) -> None:
-    own = {"HF_ENDPOINT": url(hub), "MANYLORA_MODEL_CACHE_DIR": str(tmp_path), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+def test_the_command_mends_a_base_and_says_so(hub: FakeHub, tmp_path: Path) -> None:
+    own = {"HF_ENDPOINT": hub.url, "MANYLORA_MODEL_CACHE_DIR": str(tmp_path), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
     def run(*words: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "manylora", "pull", "org/model", *words]
-        return subprocess.run(command, env={**child_environment(), **own}, capture_output=True, text=True, check=False)
+        environment = {**child_environment(), **own}
+        return forks().run(["pull", "org/model", *words], folder=tmp_path, own_environment=environment)
 
-    directory = pull("org/model", tmp_path, endpoint=url(hub))
+    directory = pull("org/model", tmp_path, endpoint=hub.url)
     whole = contents(directory)
     put_zeros(directory / SHARD)
     mended = run("--verify")

