@@ -5,11 +5,11 @@ import hashlib
 import logging
 import shutil
 import struct
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
@@ -29,6 +29,7 @@ from manylora.server.metering.meter import Meter
 from manylora.server.metering.spool import Dropped, Opened, Recorded, hold_folders
 from manylora.usage import UsageRecord
 from tests.control.control_process import EDGE_TOKEN
+from tests.forks import forks
 from tests.upgrades.data_directory import VERSION_0_1, copy_to
 
 NEWER = "9999"
@@ -105,8 +106,9 @@ def mark_format(folder: Path) -> None:
 
 def serve_refused(file: Path, *words: str) -> str:
     """Start a server that has to end with one line of its own; returns it."""
-    command = [sys.executable, "-m", "manylora", "serve", "--port", "0", "--config", str(file), *words]
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120, check=False)
+    command = ["serve", "--port", "0", "--config", str(file), *words]
+    with TemporaryDirectory() as folder:
+        ended = forks().run(command, folder=Path(folder), own_environment=environment())
     assert ended.returncode == 1, ended
     (line,) = (line for line in ended.stderr.splitlines() if line.startswith("manylora: "))
     assert "Traceback" not in ended.stderr

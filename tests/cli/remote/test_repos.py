@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,9 @@ from typer.testing import CliRunner
 from manylora.cli import app
 from manylora.cli.remote import repo_uploads
 from tests.control.uploading import SEEDS, base_settings
+from tests.forks import forks
 from tests.support.paths import ROOT
-
-STOP_WAIT_S = 30
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +23,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str,
     """The address of a control plane, a tenant's key and the operator's."""
     folder = tmp_path_factory.mktemp("control")
     base = base_settings(folder)["model.base"]
-    command = [sys.executable, "-m", "tests.clients.control_server", str(folder / "control"), base]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None  # it was started with a pipe
-        try:
-            url, key, admin_key = process.stdout.readline().split()
-            yield url, key, admin_key
-        finally:
-            process.terminate()
-            process.wait(STOP_WAIT_S)
+    printed, errors = folder / "printed", folder / "errors"
+    words = [str(folder / "control"), base]
+    process = forks().start("tests.clients.control_server", words, output=printed, errors=errors, folder=ROOT)
+    try:
+        wait_for(lambda: process.poll() is not None or "\n" in printed.read_text())
+        assert process.poll() is None, errors.read_text()
+        url, key, admin_key = printed.read_text().split()
+        yield url, key, admin_key
+    finally:
+        process.kill()
+        process.wait()
 
 
 class Commands:

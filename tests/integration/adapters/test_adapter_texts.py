@@ -1,8 +1,6 @@
 """A real server, adapters with tokens, templates and ends of their own; the oracle is transformers' tokenizer."""
 
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.forks import forks
 from tests.support.serving import make_cache, running_server
 from tests.support.text_adapters import (
     ADDED,
@@ -242,8 +241,8 @@ def test_an_uploaded_adapters_texts_are_used(client: httpx2.Client, texts: Texts
     folder = plain_adapter(texts.base, tmp_path / "own")
     for template in ("one", "one two three"):
         (folder / "chat_template.jinja").write_text(template)
-        command = [sys.executable, "-P", "-m", "manylora", "repos", "upload", "own-texts", str(folder)]
-        ran = subprocess.run([*command, "--url", str(client.base_url)], capture_output=True, text=True, check=False)
+        words = ["repos", "upload", "own-texts", str(folder), "--url", str(client.base_url)]
+        ran = forks().run(words, folder=tmp_path)
         assert ran.returncode == 0, ran.stderr
     for version, template in ((1, "one"), (2, "one two three")):
         reply = chat(client, f"own-texts/{version}").raise_for_status().json()

@@ -23,11 +23,13 @@ from tests.support.paths import ROOT
 from tests.support.serving import own_port
 from tests.support.waiting import PATIENCE_S, wait_for
 
+FAKE_SERVER = "tests.server.serve_fake"
+
 
 @contextmanager
 def running(directory: Path, *assignments: str) -> Iterator[tuple["subprocess.Popen[str]", httpx2.Client]]:
     """A server with the fake engine, and a client for it."""
-    command = [sys.executable, "-m", "tests.server.serve_fake", str(directory), *assignments]
+    command = [sys.executable, "-m", FAKE_SERVER, str(directory), *assignments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -40,20 +42,27 @@ def running(directory: Path, *assignments: str) -> Iterator[tuple["subprocess.Po
 
 
 @contextmanager
+def ended(process: Fork) -> Iterator[None]:
+    """End a fork after the block."""
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
 def forked_server(directory: Path, *assignments: str) -> Iterator[tuple[Fork, httpx2.Client]]:
-    """The same as a fork, whose imports are done and whose end is not what a test is about."""
+    """The same as a fork, whose imports are done. Its streams are the files `printed` and `errors` of the directory."""
     printed, errors = directory / "printed", directory / "errors"
     words = [str(directory), *assignments]
-    process = forks().start("tests.server.serve_fake", words, output=printed, errors=errors, folder=ROOT)
-    try:
+    process = forks().start(FAKE_SERVER, words, output=printed, errors=errors, folder=ROOT)
+    with ended(process):
         wait_for(lambda: process.poll() is not None or "\nREADY " in f"\n{printed.read_text()}")
         assert process.poll() is None, errors.read_text()
         url = printed.read_text().partition("READY ")[2].split()[0]
         with httpx2.Client(base_url=url, timeout=PATIENCE_S) as client:
             yield process, client
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_closed_connection_aborts_the_request(tmp_path: Path) -> None:
@@ -73,7 +82,7 @@ def test_a_closed_connection_aborts_the_request(tmp_path: Path) -> None:
 def test_a_signal_drains_and_the_exit_code_is_zero(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     gate.touch()
-    with running(tmp_path, "server.drain_s=60") as (process, client):
+    with forked_server(tmp_path, "server.drain_s=60") as (process, client):
         body = {"inputs": "REST SAY:" + "x" * 150}
         with client.stream("POST", "/generate_stream", json=body) as reply:
             events = reply.iter_raw()
@@ -90,7 +99,7 @@ def test_a_signal_drains_and_the_exit_code_is_zero(tmp_path: Path) -> None:
 
 
 def test_what_runs_longer_than_the_drain_is_ended_with_an_event(tmp_path: Path) -> None:
-    with running(tmp_path, "server.drain_s=0.1") as (process, client):
+    with forked_server(tmp_path, "server.drain_s=0.1") as (process, client):
         with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
             events = reply.iter_raw()
             next(events)
@@ -100,7 +109,7 @@ def test_what_runs_longer_than_the_drain_is_ended_with_an_event(tmp_path: Path) 
 
 
 def test_the_engine_process_does_not_outlive_a_killed_server(tmp_path: Path) -> None:
-    with running(tmp_path) as (process, _):
+    with forked_server(tmp_path) as (process, _):
         (worker,) = psutil.Process(process.pid).children()
         os.kill(process.pid, signal.SIGKILL)
         process.wait(PATIENCE_S)
@@ -168,12 +177,10 @@ def test_a_long_step_is_not_taken_for_a_stopped_engine(tmp_path: Path) -> None:
 def test_while_the_engine_loads_every_route_says_when_to_ask_again(tmp_path: Path) -> None:
     """The port answers from the first moment on, and a signal ends the start."""
     port = own_port()
-    words = [sys.executable, "-m", "tests.server.serve_fake", str(tmp_path), f"server.port={port}"]
+    words, errors = [str(tmp_path), f"server.port={port}"], tmp_path / "errors"
     (tmp_path / "slowly").touch()
-    with (
-        subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client,
-    ):
+    process = forks().start(FAKE_SERVER, words, output=tmp_path / "printed", errors=errors, folder=ROOT)
+    with ended(process), httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
         wait_for(lambda: is_answered(client))
         for path in ("/health", "/ping", "/startup", "/ready", "/v1/models", "/admin/tenants", "/metrics"):
             reply = client.get(path)
@@ -183,13 +190,12 @@ def test_while_the_engine_loads_every_route_says_when_to_ask_again(tmp_path: Pat
             assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
             assert "deployment_unavailable" in str(reply.json()[told])
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=PATIENCE_S)
-        assert process.returncode == 1
-        assert "stopped before the engine was ready" in said.splitlines()[-1]
+        assert process.wait(PATIENCE_S) == 1
+        assert "stopped before the engine was ready" in errors.read_text().splitlines()[-1]
 
 
 def test_startup_and_ready_are_apart_from_health(tmp_path: Path) -> None:
-    with running(tmp_path, "server.drain_s=60") as (process, client):
+    with forked_server(tmp_path, "server.drain_s=60") as (process, client):
         assert {path: client.get(path).status_code for path in ("/health", "/startup", "/ready")} == {
             "/health": 200,
             "/startup": 200,
@@ -202,7 +208,7 @@ def test_startup_and_ready_are_apart_from_health(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_ends_at_once_and_each_stream_with_its_error(tmp_path: Path) -> None:
-    with running(tmp_path, "server.drain_s=60") as (process, client):
+    with forked_server(tmp_path, "server.drain_s=60") as (process, client):
         halves = [half_sent(client, path) for path in ("/generate", "/v1/signup", "/v1/account/keys")]
         with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
             events = reply.iter_raw()
@@ -216,8 +222,7 @@ def test_a_second_signal_ends_at_once_and_each_stream_with_its_error(tmp_path: P
             with half:
                 assert half.recv(1000).startswith(b"HTTP/1.1 503 ")
         assert process.wait(PATIENCE_S) == 0
-        assert process.stderr is not None
-        assert "Traceback" not in process.stderr.read()
+        assert "Traceback" not in (tmp_path / "errors").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *long(signal.SIGINT)])

@@ -13,7 +13,7 @@ import pytest
 
 from tests.control.control_process import EDGE_TOKEN, running_control
 from tests.server.app.test_remote_control import make_price
-from tests.server.app.test_server_process import running
+from tests.server.app.test_server_process import forked_server
 from tests.server.batches.batch_house import COMPLETIONS, jsonl, line
 from tests.support.waiting import PATIENCE_S, wait_for
 
@@ -44,7 +44,7 @@ def test_the_other_edge_finishes_the_batch_of_a_killed_one_and_each_result_is_ch
                 "batches.check_s=0.1",
                 "batches.lines_at_once=2",
             )
-            process, client = stack.enter_context(running(tmp_path / name, *settings))
+            process, client = stack.enter_context(forked_server(tmp_path / name, *settings))
             client.headers.update(headers)
             return process, client
 
