@@ -1,16 +1,14 @@
 """The control plane of a server under test: its database, its folder of blobs, and the routes of edges."""
 
 import contextlib
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from sqlalchemy import URL, event, update
+from sqlalchemy import URL, update
 
 from manylora.clock import Clock
 from manylora.config.settings import Config
@@ -18,7 +16,7 @@ from manylora.control.app.application import create_control_app
 from manylora.control.billing.heavy_read_client import HeavyReads
 from manylora.control.control import Control
 from manylora.control.process.first_start import ensure_first_start
-from manylora.control.storage.database import Database, database_url, migrate
+from manylora.control.storage.database import database_url
 from manylora.control.storage.tables import tenants
 from manylora.control.stored.objects import TenantStore
 from manylora.control.stored.retention import delete_old
@@ -26,23 +24,14 @@ from manylora.control.tenants.tenants import insert_tenant
 from manylora.errors import NameTaken
 from manylora.server.access.control_client import HttpControlClient
 from manylora.tenancy import TenantState
-from tests.control.plane import EDGE_TOKEN, PEPPER, _sync_no_more
-
-
-@cache
-def _migrated() -> bytes:
-    """An SQLite file with today's tables: a migration takes 0.2 s."""
-    with tempfile.TemporaryDirectory() as folder:
-        url = database_url("", Path(folder))
-        migrate(url)
-        return Path(str(url.database)).read_bytes()
+from tests.control.plane import EDGE_TOKEN, migrated, new_control
 
 
 def _database_in(folder: Path) -> URL:
     folder.mkdir(exist_ok=True)
     url = database_url("", folder)
     if not (file := Path(str(url.database))).exists():
-        file.write_bytes(_migrated())
+        file.write_bytes(migrated())
     return url
 
 
@@ -72,18 +61,7 @@ class StoringPlane:
 @asynccontextmanager
 async def storing_plane(folder: Path, config: Config, clock: Clock) -> AsyncIterator[StoringPlane]:
     """A control plane whose data are below `folder`; the next one there has them."""
-    url = _database_in(folder)
-    control = Control(
-        config=config,
-        database=Database(url),
-        clock=clock,
-        folder=folder,
-        pepper=PEPPER,
-        edge_token=EDGE_TOKEN,
-        is_key_needed=False,
-        reads=HeavyReads(),
-    )
-    event.listen(control.database._engine.sync_engine, "connect", _sync_no_more)
+    control = new_control(_database_in(folder), folder, config, clock, HeavyReads(), is_key_needed=False)
     plane, app = StoringPlane(control), create_control_app(control)
 
     async def reached(scope: Any, receive: Any, send: Any) -> None:
