@@ -27,7 +27,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"models"},
         {"engine", "adapters"},
         {"server", "control"},
-        {"wiring"},
+        {"cluster", "wiring"},
         {"bench"},
         {"cli"},
         {"__main__"},
@@ -97,6 +97,12 @@ FLOORS: dict[str, list[set[str]]] = {
         {"routes/edges", "routes/registry"},
         {"app"},
         {"process"},
+    ],
+    "cluster": [
+        {"homes", "orders", "scaling", "spots"},
+        {"demand", "views"},
+        {"cost", "placement"},
+        {"prefetching", "ranking"},
     ],
     "bench": [
         {"agreement", "machine", "random_adapters", "servers", "statistics", "steps", "workloads"},
@@ -384,6 +390,11 @@ def test_the_edge_and_the_tokenizer_import_without_torch() -> None:
         dotted("server", without=("server/engine_client/process/engine_main.py",)) + " manylora.models.text.tokenizer",
         {"torch"},
     )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_fleet_routes_without_torch_and_without_ray() -> None:
+    result = blocked_import(dotted("cluster"), BARE_GPU_IMAGE | {"torch"})
     assert result.returncode == 0, result.stderr
 
 

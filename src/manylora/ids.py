@@ -27,6 +27,9 @@ PROBE_FLOW = Flow("manylora-probe")
 Digest = NewType("Digest", str)
 """Content identity of an adapter: hash of (canonical config, tensors, base fingerprint), 64 hex digits."""
 
+ReplicaId = NewType("ReplicaId", str)
+"""One start of an engine in a fleet: a replica that starts again has another id."""
+
 
 def mint_request_id() -> RequestId:
     """Return a fresh request id: 32 hex digits from the system's random source."""
