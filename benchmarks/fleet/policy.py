@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from benchmarks.fleet.profile import Profile
 from benchmarks.fleet.replica import Call, Replica
 from benchmarks.fleet.traffic import Catalogue
-from manylora.cluster.homes import key_of, keys_of, scores
+from manylora.cluster.homes import keys_of, scores
 from manylora.cluster.views import Tier
 
 HEARTBEAT_S = 0.5
@@ -78,9 +78,13 @@ class Policy(ABC):
         """Put each adapter on the disks of the first replicas of its rendezvous order."""
         uses = self.rng.poisson(self.adapters.shares * requests)
         replicas = keys_of([str(replica.name) for replica in self.replicas])
-        for adapter in np.flatnonzero(uses)[::-1].tolist():
-            order = np.argsort(-scores(key_of(self.names[adapter]), replicas))[:first]
-            for number in order.tolist():
+        seen = np.flatnonzero(uses)[::-1]
+        for chunk in np.array_split(seen, 1 + len(seen) // 10_000):
+            keys = keys_of([self.names[adapter] for adapter in chunk.tolist()])
+            orders = np.argsort(-scores(keys[:, None], replicas), axis=1)[:, :first]
+            for adapter, number in zip(
+                np.repeat(chunk, orders.shape[1]).tolist(), orders.ravel().tolist(), strict=True
+            ):
                 self.replicas[number].seed(self.names[adapter], int(self.adapters.num_bytes[adapter]), 1, Tier.DISK)
 
     def homes(self) -> list[list[int]]:

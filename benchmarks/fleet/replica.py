@@ -125,8 +125,10 @@ class Replica:
         for tier, cache in ((Tier.DISK, self.disk), (Tier.HOST, self.host), (Tier.DEVICE, self.bank)):
             if tier >= nearest and cache.budget_bytes:
                 self._add(cache, adapter, num_bytes)
-                for _ in range(min(uses, MOST_SEEDED_USES) if adapter in cache else 0):
+                counted = min(uses, MOST_SEEDED_USES) if adapter in cache else 0
+                for _ in range(counted):
                     cache.pin(adapter)
+                for _ in range(counted):
                     cache.unpin(adapter)
 
     def die(self) -> list[Call]:

@@ -132,15 +132,15 @@ class _Filling:
         bound = (1.0 + self.rules.slack) * max(float(tokens.sum()) / len(self.names), 1e-12)
         placed: dict[Digest, tuple[ReplicaId, ...]] = {}
         order = self._by_worth(demand, tokens)
-        keys = keys_of([demand.digests[row] for row in order])
-        for place, row in enumerate(order):
+        affinities = scores(keys_of([demand.digests[row] for row in order])[:, None], self.keys)
+        for row, affinity in zip(order, affinities, strict=True):
             num_bytes = demand.num_bytes[row]
             if num_bytes > self.free.max():
                 continue
             digest = demand.digests[row]
             held = [self.slots[name] for name in self.before.places.get(digest, ()) if name in self.slots]
             copies = degree(float(tokens[row]), self.speed, len(held), self.rules)
-            found = self._take(scores(keys[place], self.keys), held, copies, num_bytes, float(tokens[row]), bound)
+            found = self._take(affinity, held, copies, num_bytes, float(tokens[row]), bound)
             if found:
                 placed[digest] = tuple(self.names[slot] for slot in found)
         return Placement(placed, frozenset(self.names))

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from manylora.cluster.demand import DemandEstimate
-from manylora.cluster.homes import key_of, scores
+from manylora.cluster.homes import keys_of, scores
 from manylora.cluster.placement import Placement
 from manylora.cluster.views import FleetView, Tier
 from manylora.ids import Digest, ReplicaId
+
+BOTH = (Tier.HOST, Tier.DISK)
+CHUNK = 1024
+"""Adapters whose orders are made at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +46,17 @@ def prefetches(
         return []
     filling = _Lower(view, room_bytes)
     worth = demand.average_tokens_per_s() / np.maximum(demand.num_bytes, 1.0)
-    for row in np.argsort(-worth, kind="stable").tolist():
-        digest, num_bytes = demand.digests[row], float(demand.num_bytes[row])
-        if digest in view.revoked:
-            continue
-        has_place = digest in placement.places
-        for number, slot in enumerate(filling.order(digest)[: 1 + spares]):
-            tiers = (Tier.HOST, Tier.DISK) if number == 0 and not has_place else (Tier.DISK,)
-            filling.want(digest, num_bytes, slot, tiers)
+    rows = np.argsort(-worth, kind="stable")
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK].tolist()
+        orders = filling.orders([demand.digests[row] for row in chunk], 1 + spares)
+        for row, order in zip(chunk, orders, strict=True):
+            digest = demand.digests[row]
+            if digest in view.revoked:
+                continue
+            for number, slot in enumerate(order):
+                is_home = number == 0 and digest not in placement.places
+                filling.want(digest, float(demand.num_bytes[row]), slot, BOTH if is_home else BOTH[1:])
         if len(filling.found) >= most or not filling.has_room():
             break
     return filling.found[:most]
@@ -65,10 +72,12 @@ class _Lower:
             tier: np.full(len(view.replicas), float(room_bytes.get(tier, 0))) for tier in (Tier.HOST, Tier.DISK)
         }
 
-    def order(self, digest: Digest) -> list[int]:
-        """Return the open slots in an adapter's rendezvous order."""
-        affinity = np.where(self.view.is_open, scores(key_of(digest), self.view.keys), -1.0)
-        return [slot for slot in np.argsort(-affinity, kind="stable").tolist() if self.view.is_open[slot]]
+    def orders(self, digests: list[Digest], most: int) -> list[list[int]]:
+        """Return the first open slots of each adapter's rendezvous order."""
+        affinity = np.where(self.view.is_open, scores(keys_of(list(digests))[:, None], self.view.keys), -1.0)
+        orders = np.argsort(-affinity, axis=1, kind="stable")[:, : min(most, int(self.view.is_open.sum()))]
+        found: list[list[int]] = orders.tolist()
+        return found
 
     def want(self, digest: Digest, num_bytes: float, slot: int, tiers: tuple[Tier, ...]) -> None:
         """Take room in the first of the tiers that has it, and note a prefetch if the adapter is below."""
