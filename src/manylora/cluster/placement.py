@@ -67,7 +67,7 @@ def plan(
     rules = rules or PlacementRules()
     if not rooms or not demand.digests:
         return Placement({}, frozenset(room.replica for room in rooms))
-    return _Filling(rooms, before, rules).fill(demand)
+    return _Packing(rooms, before, rules).fill(demand)
 
 
 def changes(before: Placement, after: Placement) -> list[tuple[ReplicaId, Digest, AdapterAction]]:
@@ -112,7 +112,7 @@ def is_due(demand: DemandEstimate, rooms: Sequence[Room], placement: Placement, 
     return False
 
 
-class _Filling:
+class _Packing:
     """One run of `plan`: the rooms as they fill."""
 
     def __init__(self, rooms: Sequence[Room], before: Placement, rules: PlacementRules) -> None:
