@@ -1,12 +1,16 @@
 """Attention over long contexts beside the two ceilings of the machine: how much longer than a read of keys and values.
 
-    python -m benchmarks.arithmetic.attention [--threads N] [--seconds S] [--only decode|chunk] [--json OUT]
+    python -m benchmarks.arithmetic.attention [--threads N] [--seconds S] [--only decode|chunk] [--kernels NAME]
+        [--json OUT]
 
-One layer of each shape. A decoding step has one row a sequence and is bound by memory: its ratio is its time ÷ (bytes
-of keys and values ÷ read bandwidth), by the reads just before and after it. A read is of one buffer from end to end,
-in large pages as the cache is. A chunk of a prompt is bound by arithmetic: its figure is operations a second. The cases
-take turns, so that a busy machine disturbs all alike. Several threads are timed by the clock; one thread by its own
-processor time, which other work on the machine disturbs less.
+One layer of each shape, with the machine's own form of keys and values. A decoding step has one row a sequence and is
+bound by memory: its ratio is its time ÷ (bytes of keys and values ÷ read bandwidth), by the reads just before and after
+it. A read is of one buffer from end to end, in large pages as the cache is. A chunk of a prompt is bound by arithmetic:
+its figure is operations a second. The blocks of a sequence lie in a random order, as after much traffic, or in a row,
+as a prompt of its own gets them from a fresh pool.
+
+The cases take turns, so that a busy machine disturbs all alike. Several threads are timed by the clock; one thread by
+its own processor time, which other work on the machine disturbs less.
 """
 
 import argparse
@@ -25,8 +29,8 @@ from manylora.bench.machine import describe
 from manylora.bench.statistics import extremes, median
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.kv import untouched_zeros
-from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.operands import AttentionBatch, KvCache, StepInput
+from manylora.kernels.select import select_kernels
 from manylora.kernels.table_of_operations import Operations
 
 BLOCK_SIZE = 16
@@ -36,17 +40,21 @@ SHAPES = {"SmolLM2-135M": (9, 3, 64), "Mistral-7B": (32, 8, 128), "Llama-2-7B": 
 
 @dataclass(frozen=True)
 class Case:
-    """Steps of `rows` rows for each of `sequences` sequences, the last ones of `context` positions."""
+    """Steps of `rows` rows for each of `sequences` sequences, the last ones of `context` positions.
+
+    is_in_a_row  the blocks of a sequence follow each other in memory
+    """
 
     shape: str
     sequences: int
     rows: int
     context: int
+    is_in_a_row: bool = False
 
     @property
     def name(self) -> str:
         what = "decode" if self.rows == 1 else f"chunk of {self.rows}"
-        return f"{self.shape}, {self.sequences} × {self.context}, {what}"
+        return f"{self.shape}, {self.sequences} × {self.context}, {what}{', in a row' * self.is_in_a_row}"
 
     @property
     def kv_bytes(self) -> int:
@@ -67,6 +75,8 @@ CASES = (
     Case("Mistral-7B", 4, 1, 32_768),
     Case("Mistral-7B", 1, 1, 32_768),
     Case("Llama-2-7B", 4, 1, 8_192),
+    Case("SmolLM2-135M", 4, 1, 32_768, is_in_a_row=True),
+    Case("Mistral-7B", 4, 1, 32_768, is_in_a_row=True),
     Case("SmolLM2-135M", 64, 1, 200),
     Case("SmolLM2-135M", 1, 512, 32_768),
     Case("Mistral-7B", 1, 512, 32_768),
@@ -75,7 +85,7 @@ CASES = (
 
 
 def attention(kernels: CpuKernels, case: Case) -> Work:
-    """Return the attention of one layer as a captured graph. The blocks of the sequences lie in a random order."""
+    """Return the attention of one layer as a captured graph."""
     heads, kv_heads, head_dim = SHAPES[case.shape]
     blocks = -(-case.context // BLOCK_SIZE)
     kv = kernels.new_kv(
@@ -83,7 +93,9 @@ def attention(kernels: CpuKernels, case: Case) -> Work:
     )
     for part in (kv.keys, kv.values):  # type: ignore[attr-defined]  # of the CPU's cache; no page is the zero page
         part.normal_()
-    tables = torch.randperm(case.sequences * blocks).int().reshape(case.sequences, blocks)
+    count = case.sequences * blocks
+    order = torch.arange(count) if case.is_in_a_row else torch.randperm(count)
+    tables = order.int().reshape(case.sequences, blocks)
     positions = torch.arange(case.context - case.rows, case.context).repeat(case.sequences)
     owners = torch.arange(case.sequences).repeat_interleave(case.rows)
     slots = tables[owners, positions // BLOCK_SIZE].long() * BLOCK_SIZE + positions % BLOCK_SIZE
@@ -141,16 +153,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--only", choices=("decode", "chunk"), help="cases of one kind")
+    parser.add_argument("--kernels", choices=("auto", "native"), default="auto")
     parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    native = NativeLibrary(options.threads)
-    kernels, functions = CpuKernels(native), native.functions
+    kernels = select_kernels(options.kernels, options.threads)
+    assert isinstance(kernels, CpuKernels), "a compiler is installed"
+    native, functions = kernels.native, kernels.native.functions
     buffer = untouched_zeros(64 << 20, torch.float32)
     functions.ml_advise_huge(buffer.data_ptr(), buffer.nbytes)
     buffer.fill_(1.0)
-    facts = describe() | {"isa": native.isa, "threads": options.threads}
+    facts = describe() | {"isa": native.isa, "kernels": kernels.name, "threads": options.threads}
     print("\n".join(f"{key:12} {value}" for key, value in facts.items()))
     flops = functions.ml_measure_flops(native.pool, 20)
 

@@ -55,6 +55,7 @@ TOLERANCE = {
     "silu": 1e-6,  # [1.3e-8]
     "rotate": 1e-6,  # [0]
     "attend": 4e-6,  # [6.7e-7]
+    "attend in pairs": 8e-3,  # queries and weights have eight bits
     "lora": 4e-6,  # [6.7e-7]
 }
 

@@ -36,7 +36,8 @@ def select_kernels(
     """Return the back end `name`, one of `KERNELS`. A back end that cannot work here is replaced, with one warning.
 
     native       own C++, bfloat16 weights, float32 activations, bit-identical rows
-    native-bf16  the same with activations rounded to bfloat16 in linear layers: for processors with AVX512_BF16
+    native-bf16  the same with activations rounded to bfloat16 in linear layers and in attention: for processors with
+                 AVX512_BF16
     reference    torch only, float32: slow, exact, needs no compiler
     torch        torch only, on the CPU in float32 and on a card in bfloat16
     auto         torch on a card. On a CPU native-bf16 where the processor and the compiler have it, else native;

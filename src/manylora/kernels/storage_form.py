@@ -14,6 +14,7 @@ class StorageForm:
     scale_bytes      bytes of the scale that each output of a quantised weight has; 0: weights are not quantised
     kv_item_bytes    bytes of one number of a key or a value
     kv_lanes         positions of a block of keys, and numbers of a head's values, take whole multiples of it
+    kv_slots         positions of a block of values take whole multiples of it
     lora_item_bytes  bytes of one number of an adapter
     """
 
@@ -23,6 +24,7 @@ class StorageForm:
     scale_bytes: int = 0
     kv_item_bytes: int = 2
     kv_lanes: int = 16
+    kv_slots: int = 1
     lora_item_bytes: int = 2
 
     @property
@@ -33,18 +35,19 @@ class StorageForm:
     def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
         """Return the bytes of one block's keys and values in all layers together."""
 
-        def whole(number: int) -> int:
-            return -(-number // self.kv_lanes) * self.kv_lanes
+        def whole(number: int, of: int) -> int:
+            return -(-number // of) * of
 
-        numbers = whole(block_size) * head_dim + whole(head_dim) * block_size
-        return layers * kv_heads * numbers * self.kv_item_bytes
+        keys = whole(block_size, self.kv_lanes) * head_dim
+        values = whole(head_dim, self.kv_lanes) * whole(block_size, self.kv_slots)
+        return layers * kv_heads * (keys + values) * self.kv_item_bytes
 
 
 GROUP_INPUTS = 32
 """Inputs of a group of an int4 weight, which has a scale and a minimum of sixteen bits each."""
-BFLOAT16 = StorageForm(weights="bfloat16", weight_bits=16.0, table_bits=16.0)
-INT8 = StorageForm(weights="int8", weight_bits=8.0, table_bits=8.0, scale_bytes=4)
-INT4 = StorageForm(weights="int4", weight_bits=4 + 2 * 16 / GROUP_INPUTS, table_bits=8.0, scale_bytes=4)
+BFLOAT16 = StorageForm(weights="bfloat16", weight_bits=16.0, table_bits=16.0, kv_slots=2)
+INT8 = StorageForm(weights="int8", weight_bits=8.0, table_bits=8.0, scale_bytes=4, kv_slots=2)
+INT4 = StorageForm(weights="int4", weight_bits=4 + 2 * 16 / GROUP_INPUTS, table_bits=8.0, scale_bytes=4, kv_slots=2)
 FLOAT32 = StorageForm(
     weights="float32", weight_bits=32.0, table_bits=32.0, kv_item_bytes=4, kv_lanes=1, lora_item_bytes=4
 )

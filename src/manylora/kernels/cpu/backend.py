@@ -51,6 +51,7 @@ class CpuKernels:
         self.pack = weights.pack
         self.pack_table = weights.pack_table
         self.pack_groups = Int4Linear(native).pack_groups
+        self._kv_depth = 2 if weights.has_paired_kv else 1
         self._functions = native.functions
         self._profile: NativeProfile | None = None
         self._sampled = _SampledRows(1)
@@ -119,7 +120,7 @@ class CpuKernels:
 
     def new_kv(self, *, layers: int, num_blocks: int, block_size: int, kv_heads: int, head_dim: int) -> KvCache:
         assert head_dim % 8 == 0
-        layout = KvLayout(0, 0, num_blocks, block_size, kv_heads, head_dim)
+        layout = KvLayout(0, 0, num_blocks, block_size, kv_heads, head_dim, self._kv_depth)
         address = ctypes.addressof(layout)
         keys = untouched_zeros(layers * num_blocks * self._functions.ml_key_elements(address), self.kv_dtype)
         values = untouched_zeros(layers * num_blocks * self._functions.ml_value_elements(address), self.kv_dtype)

@@ -10,7 +10,7 @@ import torch
 
 from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.library import NativeLibrary
-from manylora.kernels.cpu.linear import Panels
+from manylora.kernels.cpu.linear import Panels, why_not_bf16
 from manylora.kernels.operands import Packed
 from manylora.kernels.storage_form import INT4
 from manylora.kernels.weight_groups import GROUP, GroupedRows, HalfScales, WeightGroups, check_group_size, grouped
@@ -29,6 +29,7 @@ class Int4Linear:
 
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native
+        self.has_paired_kv = why_not_bf16(native) is None
         self.pack_table = Int8Linear(native).pack
 
     def pack(self, weight: WeightRows) -> Packed:

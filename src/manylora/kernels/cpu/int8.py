@@ -7,7 +7,7 @@ A level of a weight or of an activation is worth its scale: `weight = level * sc
 import torch
 
 from manylora.kernels.cpu.library import NativeLibrary
-from manylora.kernels.cpu.linear import Panels
+from manylora.kernels.cpu.linear import Panels, why_not_bf16
 from manylora.kernels.operands import Packed
 from manylora.kernels.storage_form import INT8
 from manylora.kernels.weight_rows import WeightRows, row_pieces
@@ -25,6 +25,7 @@ class Int8Linear:
 
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native
+        self.has_paired_kv = why_not_bf16(native) is None
         self.pack_table = self.pack
 
     def pack(self, weight: WeightRows) -> Packed:

@@ -14,11 +14,13 @@ from manylora.kernels.weight_rows import WeightRows, row_pieces
 
 
 class WeightFormat(Protocol):
-    """A packed form of weights, which native code multiplies by. `Kernels` describes the members."""
+    """A packed form of weights, which native code multiplies by. `Kernels` describes the other members."""
 
     name: str
     weight_dtype: torch.dtype
     form: StorageForm
+    has_paired_kv: bool
+    """Keys and values lie in pairs, and attention rounds queries and weights of positions to bfloat16."""
 
     def pack(self, weight: WeightRows) -> Packed: ...
 
@@ -48,6 +50,7 @@ class NativeLinear:
     name = "native"
     weight_dtype = torch.bfloat16
     form = BFLOAT16
+    has_paired_kv = False
 
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native
@@ -68,6 +71,7 @@ class Bf16Linear:
     name = "native-bf16"
     weight_dtype = torch.bfloat16
     form = BFLOAT16
+    has_paired_kv = True
 
     def __init__(self, native: NativeLibrary) -> None:
         self._native = native

@@ -28,6 +28,7 @@ STRUCTS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("block_size", "int64_t"),
         ("kv_heads", "int64_t"),
         ("head_dim", "int64_t"),
+        ("depth", "int64_t"),  # numbers of a line for each of its sums: 1, or 2 of pairs
     ),
     # Rows [start, stop) belong to one adapter, whose image has elements of the type that `LoraBatch.is_bf16` states.
     # Neighbours with the same rows are the adapters of these rows.

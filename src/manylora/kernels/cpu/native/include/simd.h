@@ -49,6 +49,14 @@ inline bf16 to_bf16(float value) {
 // "Split order" is the order in which sixteen bf16 fall apart most cheaply into two registers. Lanes are independent in
 // a product, so a kernel accumulates in split order and calls `join` once at the end. load_split<W> and join<W> agree.
 
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+inline float max_of_8(__m256 v) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+#endif
+
 #if defined(__AVX512F__)
 
 #if defined(__AVX512BF16__)
@@ -94,6 +102,11 @@ inline void fold_to_8(V16 v, float* out) {
     __m256 low = _mm512_castps512_ps256(v.a);
     __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v.a), 1));
     _mm256_storeu_ps(out, _mm256_add_ps(low, high));
+}
+// The largest lane, none of which is a NaN.
+inline float max_lanes(V16 v) {
+    __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v.a), 1));
+    return max_of_8(_mm256_max_ps(_mm512_castps512_ps256(v.a), high));
 }
 
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -165,6 +178,7 @@ inline V16 power_of_two(V16 magic_sum) {
     return {half(magic_sum.a), half(magic_sum.b)};
 }
 inline void fold_to_8(V16 v, float* out) { _mm256_storeu_ps(out, _mm256_add_ps(v.a, v.b)); }
+inline float max_lanes(V16 v) { return max_of_8(_mm256_max_ps(v.a, v.b)); }
 
 #else
 
@@ -208,6 +222,11 @@ inline V16 power_of_two(V16 magic_sum) {
 inline void fold_to_8(V16 v, float* out) {
     for (int i = 0; i < 8; ++i) out[i] = v.v[i] + v.v[i + 8];
 }
+inline float max_lanes(V16 v) {
+    float best = v.v[0];
+    for (int i = 1; i < LANES; ++i) best = v.v[i] > best ? v.v[i] : best;
+    return best;
+}
 
 #endif
 
@@ -238,13 +257,6 @@ inline float sum_lanes(V16 v) {
     float t[8];
     fold_to_8(v, t);
     return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
-}
-inline float max_lanes(V16 v) {
-    float t[LANES];
-    store(t, v);
-    float best = t[0];
-    for (int i = 1; i < LANES; ++i) best = t[i] > best ? t[i] : best;
-    return best;
 }
 
 // e**x, relative error below 3e-7 for x in [-87, 88], clamped outside; a NaN stays NaN.

@@ -12,15 +12,17 @@
 
 #include "arguments.h"
 #include "kv.h"
-#include "tile.h"
+#include "kv_forms.h"
 
 namespace ml {
 
 constexpr int64_t SEGMENT = 256;  // positions; a segment's keys and values of one head fit into a second-level cache
-constexpr int64_t FETCHED_AHEAD = 64;  // positions; their values are fetched from memory while as many are added
+constexpr int64_t RUN = 64;  // positions; as many are fetched from memory while a run of them is computed
 
 // Panels that are accumulated at once: as many as leave registers for their weights.
-constexpr int panels_for(int rows) { return rows < 3 * TILE_PANELS ? 2 * TILE_PANELS : TILE_PANELS; }
+constexpr int MOST_PANELS = 2 * TILE_PANELS;
+constexpr int MOST_WEIGHED = 4;  // queries that turn scores into weights side by side
+constexpr int panels_for(int rows) { return rows < 3 * TILE_PANELS ? MOST_PANELS : TILE_PANELS; }
 
 // The arguments of `attend`.
 struct AttentionCall {
@@ -35,6 +37,11 @@ struct AttentionCall {
     }
     int64_t segment_blocks() const { return std::max<int64_t>(1, SEGMENT / kv.block_size); }
     int64_t score_stride() const { return segment_blocks() * kv.groups() * LANES; }
+    int64_t run_blocks() const { return std::max<int64_t>(1, RUN / kv.block_size); }
+    int64_t run_panels() const { return run_blocks() * kv.groups(); }
+    // Places of the panels of keys and of the blocks of values of a segment, and of a run after each.
+    int64_t key_places() const { return segment_blocks() * kv.groups() + run_panels(); }
+    int64_t value_places() const { return segment_blocks() + run_blocks(); }
     int64_t segment_of(int64_t position) const { return position / kv.block_size / segment_blocks(); }
 };
 
@@ -62,52 +69,116 @@ struct Sums {
     }
 };
 
-// acc[r][p] += x[r * ldx + k] * w[p][k * LANES + lane], k = 0 .. count - 1 in order, in split order. It prefetches
-// `next`, the panels that are read after these. A sequence's blocks lie anywhere, and each is too short for the
-// processor's own prefetches: without explicit ones, decoding waits for every block.
-template <int MR, int P>
+// Adds the products of the words of x with `lines` lines of each panel w, in order, and prefetches `next`, the panels that
+// are read after these. A sequence's blocks lie anywhere, and each is too short for the processor's own prefetches: without
+// explicit ones, decoding waits for every block.
+template <class Form, int MR, int P>
 inline __attribute__((always_inline)) void accumulate_and_fetch(
-    const float* __restrict x, int64_t ldx, const bf16* const* __restrict w, const bf16* const* next, int64_t count,
+    WordRows<typename Form::Word, MR>& x, const bf16* const* __restrict w, const bf16* const* next, int64_t lines,
     V16 (&acc)[MR][P]) {
+    constexpr int64_t LINE = Form::DEPTH * LANES;
+    constexpr int FETCHED = 2 * LANES / LINE;  // lines of a cache line
     const bf16* panel[P];
     int64_t ahead[P];
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) panel[p] = w[p], ahead[p] = next[p] - w[p];
     int64_t k = 0;
-    for (; k + 2 <= count; k += 2) {
+    for (; k + FETCHED <= lines; k += FETCHED) {
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p) __builtin_prefetch(panel[p] + ahead[p], 0, 2);
 #pragma GCC unroll 2
-        for (int i = 0; i < 2; ++i) {
-            step<bf16, MR, P>(x + k + i, ldx, panel, acc);
+        for (int i = 0; i < FETCHED; ++i) {
+            Form::template step<MR, P>(x, panel, acc);
+            x.advance(1);
 #pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) panel[p] += LANES;
+            for (int p = 0; p < P; ++p) panel[p] += LINE;
         }
     }
-    if (k < count) step<bf16, MR, P>(x + k, ldx, panel, acc);
+    if constexpr (FETCHED > 1)
+        if (k < lines) Form::template step<MR, P>(x, panel, acc);
 }
 
 // One tile and one kv head. A query is one (row, head of the group) pair; query m is row m / group.
-class TileAttention {
+//
+// Several heads of a tile may take turns, a run of positions each, because the keys of a block's heads lie side by side in
+// memory, and so do its values. For each segment: `begin`, `follow`, `score` and `add_values` run by run, `softmax` between them.
+template <class Form> class TileAttention {
    public:
-    TileAttention(const AttentionCall& call, const Tile& tile, int64_t kv_head, float* q, float* scores)
+    using Word = typename Form::Word;
+
+    // Room for the words of the tile's queries and of their weights in a segment, the floats of their scores, and places.
+    struct Room { Word *q, *weights; float* scores; const bf16 **keys, **values; };
+
+    TileAttention(const AttentionCall& call, const Tile& tile, int64_t kv_head, Room room)
         : call_(call), kv_(call.kv), tile_(tile), kv_head_(kv_head), group_(call.group()), queries_(tile.rows * group_),
-          width_(kv_.dim_panels() * LANES), stride_(call.score_stride()), q_(q), scores_(scores) {
+          width_(kv_.dim_panels() * LANES), stride_(call.score_stride()), room_(room) {
         first_block_ = call.first_position(tile.position) / kv_.block_size;
         end_block_ = (tile.position + tile.rows - 1) / kv_.block_size + 1;
         load_queries();
     }
 
-    // Writes the sums over the positions of a segment. False, and nothing is written, if no row reads it.
-    bool sum(int64_t segment, Sums out) {
-        block0_ = std::max(first_block_, segment * call_.segment_blocks());
+    // Turns to a segment. False if no row reads it.
+    bool begin(int64_t segment) {
+        block0_ = first_of(segment);
         block1_ = std::min(end_block_, (segment + 1) * call_.segment_blocks());
-        if (block0_ >= block1_) return false;
-        score();
-        for (int64_t m = 0; m < queries_; ++m) softmax(m, out);
+        const bf16** key = room_.keys;
+        for (int64_t i = 0; i < blocks(); ++i) {
+            const int64_t block = tile_.blocks[block0_ + i];
+            const bf16* panel = kv_.key_block(call_.layer, block, kv_head_);
+            for (int64_t g = 0; g < kv_.groups(); ++g, panel += kv_.head_dim * LANES) *key++ = panel;
+            room_.values[i] = kv_.value_block(call_.layer, block, kv_head_);
+        }
+        return block0_ < block1_;
+    }
+
+    // Blocks of the segment that the tile reads.
+    int64_t blocks() const { return block1_ - block0_; }
+
+    // Notes what is fetched meanwhile: the same places of the head `next`, which takes the next turn. If it is the first of
+    // those that take turns, those of its next run: behind its keys its values, behind these the keys of the tile `after`.
+    void follow(TileAttention& next, bool is_first, const TileAttention& after, int64_t segment) {
+        next_keys_ = next.room_.keys + (is_first ? call_.run_panels() : 0);
+        next_values_ = next.room_.values + (is_first ? call_.run_blocks() : 0);
+        if (!is_first) return;
+        const int64_t count = next.blocks();
+        for (int64_t p = 0; p < call_.run_panels(); ++p)
+            next.room_.keys[count * kv_.groups() + p] = next.room_.values[std::min(p / kv_.groups(), count - 1)];
+        for (int64_t i = 0; i < call_.run_blocks(); ++i) next.room_.values[count + i] = after.first_keys(segment, i);
+    }
+
+    // The scores of blocks [block, end) of the segment. Every lane of every panel, written or not: lanes outside a row's
+    // range are never read.
+    void score(int64_t block, int64_t end) {
+        const int64_t last = end * kv_.groups();
+        for_row_tiles(queries_, [&](auto constant, int64_t m) {
+            constexpr int MR = decltype(constant)::value;
+            constexpr int P = panels_for(MR);
+            int64_t panel = block * kv_.groups();
+            for (; panel + P <= last; panel += P) score_panels<MR, P>(m, panel);
+            for (; panel < last; ++panel) score_panels<MR, 1>(m, panel);
+        });
+    }
+
+    // Turns the scores of the segment into weights, and clears the sums.
+    void softmax(Sums out) {
+        for (int64_t row = 0; row < tile_.rows; ++row)
+            for (int64_t head = 0; head < group_; head += MOST_WEIGHED)
+                with_rows<MOST_WEIGHED>(int(std::min<int64_t>(MOST_WEIGHED, group_ - head)), [&](auto constant) {
+                    weigh<decltype(constant)::value>(row, row * group_ + head, out);
+                });
         std::fill(out.sums, out.sums + queries_ * width_, 0.0f);
-        add_values(out);
-        return true;
+    }
+
+    // Adds the values of blocks [block, end) of the segment: all rows at once where every row sees the whole block, else row
+    // by row.
+    void add_values(int64_t block, int64_t end, Sums out) {
+        const int64_t size = kv_.block_size, seen = call_.first_position(tile_.position + tile_.rows - 1);
+        block += block0_, end += block0_;
+        int64_t whole0 = std::clamp((seen + size - 1) / size, block, end);
+        const int64_t whole1 = std::max(whole0, std::clamp((tile_.position + 1) / size, block, end));
+        add_edges(out, block, whole0);
+        if (whole0 < whole1) add_blocks(out, whole0, whole1, {0, size}, 0, tile_.rows);
+        add_edges(out, whole1, end);
     }
 
     // Adds `part`, the sums of a segment, to the sums of all segments before it.
@@ -140,7 +211,7 @@ class TileAttention {
             float* to = query_row(call_.out, m);
             const V16 inverse = set1(1.0f / all.total[m]);
             for (int64_t i = 0; i < kv_.head_dim; i += LANES) {
-                V16 value = mul(join<bf16>(load(all.sums + m * width_ + i)), inverse);
+                V16 value = mul(Form::join(load(all.sums + m * width_ + i)), inverse);
                 if (i + LANES <= kv_.head_dim) store(to + i, value);
                 else store_first(to + i, value, int(kv_.head_dim - i));
             }
@@ -148,81 +219,73 @@ class TileAttention {
     }
 
    private:
+    static constexpr int64_t DEPTH = Form::DEPTH;
+
+    int64_t q_stride() const { return width_ / DEPTH; }
+
     float* query_row(Rows rows, int64_t m) const {
         return rows.row(tile_.row + m / group_) + (kv_head_ * group_ + m % group_) * kv_.head_dim;
     }
 
     void load_queries() {
-        const float scale = 1.0f / std::sqrt(float(kv_.head_dim));
+        const V16 scale = set1(1.0f / std::sqrt(float(kv_.head_dim)));
         for (int64_t m = 0; m < queries_; ++m) {
             const float* from = query_row(call_.q, m);
-            for (int64_t i = 0; i < kv_.head_dim; ++i) q_[m * kv_.head_dim + i] = from[i] * scale;
+            Word* to = room_.q + m * q_stride();
+            for (int64_t i = 0; i < kv_.head_dim; i += LANES) {
+                const int64_t count = std::min<int64_t>(LANES, kv_.head_dim - i);
+                Form::put(to + i / DEPTH, mul(count == LANES ? load(from + i) : load_first(from + i, int(count)), scale));
+            }
         }
     }
 
-    // Panels of keys are numbered from `block0_` on.
-    const bf16* key_panel(int64_t panel) const {
-        return kv_.key_block(call_.layer, tile_.blocks[block0_ + panel / kv_.groups()], kv_head_) +
-               panel % kv_.groups() * kv_.head_dim * LANES;
-    }
+    int64_t first_of(int64_t segment) const { return std::max(first_block_, segment * call_.segment_blocks()); }
 
-    const bf16* value_block(int64_t block) const {
-        return kv_.value_block(call_.layer, tile_.blocks[block], kv_head_);
-    }
-
-    // The places that are prefetched: after the last panel of keys the values, after these the next segment's keys.
-    const bf16* key_panel_or_after(int64_t panel) const {
-        const int64_t panels = (block1_ - block0_) * kv_.groups();
-        if (panel < panels) return key_panel(panel);
-        return value_block(std::min(block0_ + (panel - panels) / kv_.groups(), block1_ - 1));
-    }
-    const bf16* value_block_or_after(int64_t block) const {
-        if (block < block1_) return value_block(block);
-        return kv_.key_block(call_.layer, tile_.blocks[std::min(block, end_block_ - 1)], kv_head_);
+    // The keys of a block of a segment, counted from the first that the tile reads.
+    const bf16* first_keys(int64_t segment, int64_t block) const {
+        return kv_.key_block(call_.layer, tile_.blocks[std::min(first_of(segment) + block, end_block_ - 1)], kv_head_);
     }
 
     template <int MR, int P> void score_panels(int64_t m, int64_t panel) {
-        const bf16 *panels[P], *next[P];
-        for (int p = 0; p < P; ++p) panels[p] = key_panel(panel + p), next[p] = key_panel_or_after(panel + P + p);
         V16 acc[MR][P];
         clear(acc);
-        accumulate_and_fetch<MR, P>(q_ + m * kv_.head_dim, kv_.head_dim, panels, next, kv_.head_dim, acc);
+        WordRows<Word, MR> q(room_.q + m * q_stride(), q_stride());
+        accumulate_and_fetch<Form, MR, P>(q, room_.keys + panel, next_keys_ + panel, kv_.head_dim / DEPTH, acc);
+        float* to = room_.scores + m * stride_ + panel * LANES;
+#pragma GCC unroll 16
         for (int r = 0; r < MR; ++r)
-            for (int p = 0; p < P; ++p) store(scores_ + (m + r) * stride_ + (panel + p) * LANES, join<bf16>(acc[r][p]));
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) store(to + r * stride_ + p * LANES, Form::join(acc[r][p]));
     }
 
-    // Every lane of every panel, written or not: lanes outside a row's range are never read.
-    void score() {
-        const int64_t panels = (block1_ - block0_) * kv_.groups();
-        for_row_tiles(queries_, [&](auto constant, int64_t m) {
-            constexpr int MR = decltype(constant)::value;
-            constexpr int P = panels_for(MR);
-            int64_t panel = 0;
-            for (; panel + P <= panels; panel += P) score_panels<MR, P>(m, panel);
-            for (; panel < panels; ++panel) score_panels<MR, 1>(m, panel);
-        });
-    }
-
-    // Turns query m's scores into exp(score - best), zero outside the row's range, and keeps `best` and their total.
-    void softmax(int64_t m, Sums out) {
-        const int64_t position = tile_.position + m / group_;
+    // Turns the scores of N queries of a row, from query m on, into weights exp(score - best), zero outside the row's range,
+    // and keeps `best` and their total of each. Side by side they hide the latency of each other's steps.
+    template <int N> void weigh(int64_t row, int64_t m, Sums out) {
+        const int64_t position = tile_.position + row;
         const int64_t from = std::max(call_.first_position(position), block0_ * kv_.block_size);
         const int64_t to = std::min(position + 1, block1_ * kv_.block_size);
-        float* scores = scores_ + m * stride_;
-        V16 best = set1(-std::numeric_limits<float>::infinity()), sum = zero();
+        const float* scores = room_.scores + m * stride_;
+        Word* weights = room_.weights + m * stride_ / DEPTH;
+        V16 best[N], top[N], sum[N];
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) best[n] = set1(-std::numeric_limits<float>::infinity()), sum[n] = zero();
         for_panels(from, to, [&](int64_t panel, Range lanes) {
-            V16 value = load(scores + panel * LANES);
-            best = max(is_whole(lanes) ? value : select(int(lanes.lo), int(lanes.hi), value, best), best);
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n) {
+                const V16 value = load(scores + n * stride_ + panel * LANES);
+                best[n] = max(is_whole(lanes) ? value : select(int(lanes.lo), int(lanes.hi), value, best[n]), best[n]);
+            }
         });
-        const V16 top = set1(max_lanes(best));
+        for (int n = 0; n < N; ++n) out.best[m + n] = max_lanes(best[n]), top[n] = set1(out.best[m + n]);
         for_panels(from, to, [&](int64_t panel, Range lanes) {
-            V16 value = exp(sub(load(scores + panel * LANES), top));
-            if (!is_whole(lanes)) value = select(int(lanes.lo), int(lanes.hi), value, zero());
-            store(scores + panel * LANES, value);
-            sum = add(sum, value);
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n) {
+                V16 value = Form::weight(sub(load(scores + n * stride_ + panel * LANES), top[n]));
+                if (!is_whole(lanes)) value = select(int(lanes.lo), int(lanes.hi), value, zero());
+                sum[n] = add(sum[n], Form::put(weights + (n * stride_ + panel * LANES) / DEPTH, value));
+            }
         });
-        out.best[m] = max_lanes(best);
-        out.total[m] = sum_lanes(sum);
+        for (int n = 0; n < N; ++n) out.total[m + n] = sum_lanes(sum[n]);
     }
 
     static bool is_whole(Range lanes) { return lanes.lo == 0 && lanes.hi == LANES; }
@@ -249,51 +312,49 @@ class TileAttention {
         return overlap(call_.first_position(position), position + 1, block * kv_.block_size, kv_.block_size);
     }
 
-    // Adds the values of the segment's blocks: all rows at once where they use the same slots, else row by row.
-    void add_values(Sums out) {
-        for (int64_t block = block0_; block < block1_;) {
-            int64_t end = block;
-            while (end < block1_ && slots_of(0, end) == slots_of(tile_.rows - 1, end)) ++end;
-            if (end > block) {
-                add_blocks(out, block, end, 0, tile_.rows);
-                block = end;
-                continue;
+    void add_edges(Sums out, int64_t block, int64_t end) {
+        for (; block < end; ++block)
+            for (int64_t row = 0; row < tile_.rows; ++row) {
+                const Range slots = slots_of(row, block);
+                if (slots.lo < slots.hi) add_blocks(out, block, block + 1, slots, row, row + 1);
             }
-            for (int64_t row = 0; row < tile_.rows; ++row) add_blocks(out, block, block + 1, row, row + 1);
-            ++block;
-        }
     }
 
-    // Adds the values of blocks [block, end) to rows [row0, row1), which use the same slots of each.
-    void add_blocks(Sums out, int64_t block, int64_t end, int64_t row0, int64_t row1) {
+    // Adds the values in these slots of each block of [block, end) to rows [row0, row1).
+    void add_blocks(Sums out, int64_t block, int64_t end, Range slots, int64_t row0, int64_t row1) {
         for_row_tiles((row1 - row0) * group_, [&](auto constant, int64_t m) {
             constexpr int MR = decltype(constant)::value;
             constexpr int P = panels_for(MR);
+            m += row0 * group_;
             int64_t panel = 0;
-            for (; panel + P <= kv_.dim_panels(); panel += P) sum_panels<MR, P>(out, row0, m, panel, block, end);
-            for (; panel < kv_.dim_panels(); ++panel) sum_panels<MR, 1>(out, row0, m, panel, block, end);
+            for (; panel + P <= kv_.dim_panels(); panel += P) sum_panels<MR, P>(out, m, panel, block, end, slots);
+            for (; panel < kv_.dim_panels(); ++panel) sum_panels<MR, 1>(out, m, panel, block, end, slots);
         });
     }
 
     template <int MR, int P>
-    void sum_panels(Sums out, int64_t row, int64_t m, int64_t panel, int64_t block, int64_t end) {
-        m += row * group_;
+    void sum_panels(Sums out, int64_t m, int64_t panel, int64_t block, int64_t end, Range slots) {
+        constexpr int64_t LINE = DEPTH * LANES;
         float* sums = out.sums + m * width_ + panel * LANES;
         V16 acc[MR][P];
 #pragma GCC unroll 16
         for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16
             for (int p = 0; p < P; ++p) acc[r][p] = load(sums + r * width_ + p * LANES);
-        const int64_t ahead = std::max<int64_t>(1, FETCHED_AHEAD / kv_.block_size);
-        for (; block < end; ++block) {
-            const Range slots = slots_of(row, block);
+        const int64_t size = kv_.value_panel(), words = kv_.groups() * LANES / DEPTH;
+        const int64_t first = slots.lo / DEPTH, line = (slots.lo + DEPTH - 1) / DEPTH, lines = slots.hi / DEPTH - line;
+        const Word* weight = room_.weights + m * stride_ / DEPTH + (block - block0_) * words;
+        for (int64_t i = block - block0_; i < end - block0_; ++i, weight += words) {
             const bf16 *panels[P], *next[P];
+#pragma GCC unroll 16
             for (int p = 0; p < P; ++p) {
-                const int64_t at = ((panel + p) * kv_.block_size + slots.lo) * LANES;
-                panels[p] = value_block(block) + at, next[p] = value_block_or_after(block + ahead) + at;
+                const int64_t at = (panel + p) * size + line * LINE;
+                panels[p] = room_.values[i] + at, next[p] = next_values_[i] + at;
             }
-            const float* weights = scores_ + m * stride_ + (block - block0_) * kv_.groups() * LANES + slots.lo;
-            accumulate_and_fetch<MR, P>(weights, stride_, panels, next, slots.hi - slots.lo, acc);
+            if (first < line) half_line<MR, P>(weight + first, panels, -LINE, false, acc);
+            WordRows<Word, MR> x(weight + line, stride_ / DEPTH);
+            accumulate_and_fetch<Form, MR, P>(x, panels, next, lines, acc);
+            if (slots.hi % DEPTH) half_line<MR, P>(weight + line + lines, panels, lines * LINE, true, acc);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < MR; ++r)
@@ -301,14 +362,27 @@ class TileAttention {
             for (int p = 0; p < P; ++p) store(sums + r * width_ + p * LANES, acc[r][p]);
     }
 
+    // Adds the first or the second numbers of the lines `at` elements after the panels.
+    template <int MR, int P>
+    inline __attribute__((always_inline)) void half_line(
+        const Word* weight, const bf16* const* panels, int64_t at, bool is_first, V16 (&acc)[MR][P]) {
+        if constexpr (DEPTH == 2) {
+            const bf16* own[P];
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) own[p] = panels[p] + at;
+            Form::template half_step<MR, P>(WordRows<Word, MR>(weight, stride_ / DEPTH), own, is_first, acc);
+        }
+    }
+
     const AttentionCall& call_;
     const Kv& kv_;
     const Tile& tile_;
     int64_t kv_head_, group_, queries_;
-    int64_t width_, stride_;            // floats per query in sums and in scores_
+    int64_t width_, stride_;            // floats of a query in sums and in scores
     int64_t first_block_, end_block_;   // the tile reads blocks [first_block_, end_block_) of its sequence
     int64_t block0_ = 0, block1_ = 0;   // those of the segment at hand
-    float *q_, *scores_;
+    Room room_;
+    const bf16 *const *next_keys_ = nullptr, *const *next_values_ = nullptr;
 };
 
 }  // namespace ml

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "pairs.h"
 #include "products.h"
 #include "slices.h"
 #include "tile.h"
@@ -18,47 +19,6 @@ constexpr int64_t PAIR = 2 * WIDTH;  // elements from one pair of a panel to the
 
 int64_t pairs_of(int64_t in) { return (in + 1) / 2; }
 int64_t panels_of(int64_t out) { return (out + WIDTH - 1) / WIDTH; }
-
-// Two bfloat16 for each of sixteen sums.
-//   add_products  sum[i] + w[i].second * x[i].second, rounded, + w[i].first * x[i].first, rounded: two fused
-//                 multiply-adds, the odd input first
-//   round_pairs   sixteen pairs from thirty-two floats, rounded to nearest even; a NaN stays one
-//
-// The instruction vdpbf16ps computes this (Source: Intel SDM, volume 2, VDPBF16PS: float32 multiply-adds rounded to nearest
-// even, independent of MXCSR; a Zen 4 gave the same bits for two million random operands). It treats denormal weights,
-// activations and sums, below 1.2e-38, as zeros, and so does the conversion (VCVTNE2PS2BF16). The other branch, for tests
-// on any processor, keeps denormals and has the same results otherwise.
-#if defined(__AVX512BF16__)
-
-constexpr bool HAS_PRODUCTS = true;
-struct Pairs { __m512bh a; };
-
-inline Pairs load_pairs(const bf16* p) { return {(__m512bh)_mm512_loadu_si512(p)}; }
-inline Pairs one_pair(const uint32_t* p) { return {(__m512bh)_mm512_set1_epi32(int(*p))}; }
-inline V16 add_products(V16 sum, Pairs w, Pairs x) { return {_mm512_dpbf16_ps(sum.a, w.a, x.a)}; }
-inline void round_pairs(uint32_t* p, V16 low, V16 high) {
-    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(high.a, low.a));
-}
-
-#else
-
-constexpr bool HAS_PRODUCTS = false;
-struct Pairs { V16 first, second; };
-
-inline Pairs load_pairs(const bf16* p) {
-    float first[LANES], second[LANES];
-    for (int i = 0; i < LANES; ++i) first[i] = to_float(p[2 * i]), second[i] = to_float(p[2 * i + 1]);
-    return {load(first), load(second)};
-}
-inline Pairs one_pair(const uint32_t* p) { return {set1(to_float(bf16(*p))), set1(to_float(bf16(*p >> 16)))}; }
-inline V16 add_products(V16 sum, Pairs w, Pairs x) { return fma(w.first, x.first, fma(w.second, x.second, sum)); }
-inline void round_pairs(uint32_t* p, V16 low, V16 high) {
-    float values[WIDTH];
-    store(values, low), store(values + LANES, high);
-    for (int i = 0; i < LANES; ++i) p[i] = to_bf16(values[2 * i]) | uint32_t(to_bf16(values[2 * i + 1])) << 16;
-}
-
-#endif
 
 struct Product {
     // Rounded rows, tile after tile: for each pair, the rows of a tile side by side, so that one address with constant
