@@ -16,7 +16,7 @@
     │   └── AdapterTextChanged  AdapterInUse (operators only)
     ├── ServiceError               the server cannot serve now
     │   ├── Overloaded  QueueTimeout  Unavailable (RankLost)  ControlUnavailable  UsageUnrecorded
-    │   └── StorageUnavailable  EngineFault  IncompleteGeneration
+    │   └── StorageUnavailable  EngineFault (EmbeddingFailed, ClassificationFailed)  IncompleteGeneration
     └── StartupError               the process cannot start
         └── ConfigInvalid  DataTooNew  MemoryPlanImpossible  ModelUnsupported  ModelNotFound  NativeBuildFailed
 
@@ -74,7 +74,9 @@ from manylora.errors.requests import ToolsRefused as ToolsRefused
 from manylora.errors.requests import UnsupportedMediaType as UnsupportedMediaType
 from manylora.errors.row import ErrorRow as ErrorRow
 from manylora.errors.row import ManyloraError as ManyloraError
+from manylora.errors.service import ClassificationFailed as ClassificationFailed
 from manylora.errors.service import ControlUnavailable as ControlUnavailable
+from manylora.errors.service import EmbeddingFailed as EmbeddingFailed
 from manylora.errors.service import EngineFault as EngineFault
 from manylora.errors.service import IncompleteGeneration as IncompleteGeneration
 from manylora.errors.service import Overloaded as Overloaded

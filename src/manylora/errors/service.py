@@ -51,6 +51,18 @@ class EngineFault(ServiceError):
     """The engine has failed during the generation."""
 
 
+class EmbeddingFailed(EngineFault):
+    """The engine has failed while it computed an embedding."""
+
+    row = ErrorRow(500, "embedding_failure", 500, SERVER, "embedding_failure")
+
+
+class ClassificationFailed(EngineFault):
+    """The engine has failed while it computed the classes of a text or of its tokens."""
+
+    row = ErrorRow(500, "classification_failure", 500, SERVER, "classification_failure")
+
+
 class IncompleteGeneration(ServiceError):
     """A stream or run ended without a last token."""
 

@@ -150,6 +150,7 @@ _SERVER: tuple[Route, ...] = (
     Route("POST /v1/responses", (INFER,), GENERATES | PAGES),
     Route("GET /v1/responses/{response_id}", (INFER,)),
     Route("GET /v1/responses/{response_id}/input_items", (INFER,)),
+    Route("POST /v1/responses/{response_id}/cancel", (INFER,)),
     Route("DELETE /v1/responses/{response_id}", (INFER,)),
     Route("POST /v1/conversations", (INFER,)),
     Route("GET /v1/conversations/{conversation_id}", (INFER,)),

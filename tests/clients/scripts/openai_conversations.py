@@ -1,5 +1,6 @@
 """Cases of the openai client on conversations, background responses and truncation; `openai_python.py` runs them."""
 
+import time
 from typing import Any
 
 import openai
@@ -33,6 +34,24 @@ def check_conversations() -> None:
     raised(openai.NotFoundError, lambda: client.conversations.retrieve(made.id))
     unknown = raised(openai.NotFoundError, lambda: client.responses.create(input="x", conversation=made.id, **BASE))
     assert unknown.param == "conversation"
+
+
+@case
+def check_background() -> None:
+    queued = client.responses.create(input="Say hello.", background=True, **BASE)
+    assert (queued.status, queued.background) == ("queued", True)
+    for _ in range(600):
+        shown = client.responses.retrieve(queued.id)
+        if shown.status not in ("queued", "in_progress"):
+            break
+        time.sleep(0.1)
+    assert shown.status in ("completed", "incomplete")
+    assert shown.output_text
+    assert client.responses.cancel(queued.id).status == shown.status
+    long: Any = {**BASE, "max_output_tokens": 1000}
+    running = client.responses.create(input="Count to ten thousand.", background=True, **long)
+    assert client.responses.cancel(running.id).status == "cancelled"
+    assert client.responses.retrieve(running.id).status == "cancelled"
 
 
 @case

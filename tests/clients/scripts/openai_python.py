@@ -236,8 +236,8 @@ def check_responses() -> None:
     assert json.loads(formed.output_text)["a"] in ("x", "y")
     client.responses.delete(whole.id)
     raised(openai.NotFoundError, lambda: client.responses.retrieve(whole.id))
-    wrong = raised(openai.BadRequestError, lambda: client.responses.create(model="", input="x", background=True))
-    assert wrong.param == "background"
+    wrong = raised(openai.BadRequestError, lambda: client.responses.create(model="", input="x", prompt={"id": "x"}))
+    assert wrong.param == "prompt"
 
 
 @case

@@ -225,6 +225,10 @@ def ask_for_responses(site: Site) -> None:
     site.bad("GET", f"/v1/responses/{made}")
     site.bad("GET", f"/v1/responses/{made}/input_items")
     site.bad("DELETE", f"/v1/responses/{made}")
+    queued = site.good("POST", "/v1/responses", json={**body, "background": True}).json()["id"]
+    site.good("GET", f"/v1/responses/{queued}")
+    site.good("POST", f"/v1/responses/{queued}/cancel")
+    site.bad("POST", f"/v1/responses/{followed}/cancel")
 
 
 def ask_for_conversations(site: Site) -> None:

@@ -11,7 +11,7 @@ from manylora.server.schemas.examples import EXAMPLES
 from tests.server.conftest import House
 
 InHouse = Callable[..., None]
-OTHERS = ("/v1/files", "/v1/batches", "/v1/conversations", "/v1/adapters", "/v2", "/v1/v2")
+OTHERS = ("/v1/files", "/v1/batches", "/v1/conversations", "/v1/responses/", "/v1/adapters", "/v2", "/v1/v2")
 FREE = {"metadata", "timings"}  # objects whose keys are not fixed
 
 

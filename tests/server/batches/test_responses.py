@@ -220,7 +220,7 @@ def test_a_failure_within_a_stream_is_an_event(tmp_path: Path) -> None:
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": 100_000}, "max_output_tokens"),
         ({"temperature": 3}, "temperature"),
-        ({"background": True}, "background"),
+        ({"background": "yes"}, "background"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"conversation": ["conv_1"]}, "conversation"),

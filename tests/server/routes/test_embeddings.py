@@ -140,3 +140,23 @@ def test_an_unknown_adapter_and_a_failed_one_have_their_status(in_house: InHouse
             assert reply.status_code == status, reply.text
 
     in_house(scenario)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code"),
+    [
+        ("/embed", {"inputs": "CRASH"}, "embedding_failure"),
+        ("/v1/embeddings", {"input": "CRASH"}, "embedding_failure"),
+    ],
+)
+def test_a_fault_names_the_work_as_lorax_does(in_house: InHouse, path: str, body: dict[str, Any], code: str) -> None:
+    async def scenario(house: House) -> None:
+        reply = await house.post(path, body)
+        error = reply.json()
+        assert reply.status_code == 500
+        if path == "/embed":
+            assert (error["error_type"], error["code"]) == (code, code)
+        else:
+            assert (error["error"]["type"], error["error"]["code"]) == ("server_error", code)
+
+    in_house(scenario)

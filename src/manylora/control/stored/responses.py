@@ -1,6 +1,6 @@
 """Responses that later requests continue, each for a time; of each tenant the newest stay."""
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from manylora.control.storage.tables import stored
 from manylora.control.stored.objects import (
@@ -13,7 +13,10 @@ from manylora.control.stored.objects import (
     remove_blobs,
     total_of,
 )
-from manylora.errors import ResourceNotFound
+from manylora.errors import NameTaken, ResourceNotFound, StorageLimitExceeded
+from manylora.stored.conversations import digest_of
+
+MOST_BYTES = 1 << 30
 
 
 async def keep_response(store: TenantStore, tenant: str, response: str, data: bytes) -> None:
@@ -51,14 +54,34 @@ async def keep_response(store: TenantStore, tenant: str, response: str, data: by
     await remove_blobs(store, gone)
 
 
+async def replace_response(store: TenantStore, tenant: str, response: str, data: bytes, before: str) -> None:
+    """Replace a response whose bytes have the digest `before`.
+
+    Raises `ResourceNotFound`, `NameTaken` if another edge has replaced it meanwhile, `StorageLimitExceeded`.
+    """
+    if len(data) > store.settings.tenant_response_bytes:
+        raise StorageLimitExceeded(
+            f"the responses of the tenant may have {store.settings.tenant_response_bytes} bytes together "
+            "(storage.tenant_response_bytes)"
+        )
+    own = is_object(tenant, RESPONSE, response)
+    async with store.control.database.write() as connection:
+        asked = select(stored.c.number).where(own, stored.c.expires_ms > _now(store)).with_for_update()
+        if (await connection.execute(asked)).first() is None:
+            raise ResourceNotFound("no such response")
+        if digest_of(await _read(store, tenant, response)) != before:
+            raise NameTaken("another server has changed the response; repeat the request")
+        await store.blobs.write(tenant, response, data)
+        await connection.execute(update(stored).where(own).values(bytes=len(data)))
+
+
 async def get_response(store: TenantStore, tenant: str, response: str) -> bytes:
     """Return a response of a tenant. Raises `ResourceNotFound`, also for one whose time is over."""
-    asked = select(stored.c.bytes).where(is_object(tenant, RESPONSE, response), stored.c.expires_ms > _now(store))
+    asked = select(stored.c.number).where(is_object(tenant, RESPONSE, response), stored.c.expires_ms > _now(store))
     async with store.control.database.read() as connection:
-        size = (await connection.execute(asked)).scalar_one_or_none()
-    if size is None:
-        raise ResourceNotFound("no such response")
-    return await store.blobs.read(tenant, response, 0, size)
+        if (await connection.execute(asked)).first() is None:
+            raise ResourceNotFound("no such response")
+    return await _read(store, tenant, response)
 
 
 async def delete_response(store: TenantStore, tenant: str, response: str) -> None:
@@ -69,6 +92,11 @@ async def delete_response(store: TenantStore, tenant: str, response: str) -> Non
     if not gone:
         raise ResourceNotFound("no such response")
     await remove_blobs(store, gone)
+
+
+async def _read(store: TenantStore, tenant: str, response: str) -> bytes:
+    """Return the bytes, whose file is replaced whole and may be newer than its row after a kill."""
+    return await store.blobs.read(tenant, response, 0, MOST_BYTES)
 
 
 def _now(store: TenantStore) -> int:

@@ -62,11 +62,13 @@ class EdgeApp:
         admission: AdmissionControl,
         batches: BatchRunner | None = None,
         responses: TenantResponses | None = None,
+        response_routes: ResponseRoutes | None = None,
     ) -> None:
         """`api` holds the routes within `asgi`."""
         self.api = api
         self.batches = batches
         self._responses = responses
+        self._response_routes = response_routes
         self.models = models
         self.admission = admission
         self.pusher = pusher
@@ -87,6 +89,8 @@ class EdgeApp:
         """
         if self.batches is not None:
             await self.batches.stop()
+        if self._response_routes is not None:
+            await self._response_routes.stop()
         if self._responses is not None:
             await self._responses.flush()
 
@@ -154,7 +158,7 @@ def create_app(
     openai, embeddings = OpenAIRoutes(service, settings), EmbeddingRoutes(service, settings, pooling)
     kept = None if storage is None else storage.responses
     conversations = None if storage is None else storage.conversations
-    responses = ResponseRoutes(service, settings, kept, conversations)
+    responses = ResponseRoutes(service, settings, kept, conversations, clock)
     batches = None
     if storage is not None:
         handlers = openai.handlers() | responses.handlers() | embeddings.handlers()
@@ -193,7 +197,7 @@ def create_app(
         access=access,
         control=cast("App | None", control),
     )
-    return EdgeApp(asgi, api, models, pusher, admission, batches, kept)
+    return EdgeApp(asgi, api, models, pusher, admission, batches, kept, responses)
 
 
 def _api(models: ModelRouter, pusher: Pusher) -> FastAPI:

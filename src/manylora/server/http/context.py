@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
@@ -79,6 +79,11 @@ class HttpContext:
         self.arrival: RequestState = scope["manylora"]
         self._send: Send = scope[SEND]
         self.dialect = PATHS.dialect_of(scope["path"])
+
+    def detached(self) -> "HttpContext":
+        """Return the same request without its connection, for work that goes on after the reply; it never replies."""
+        state = replace(self.arrival, headers=[], noted={}, arrived_s=self.clock.monotonic_s(), has_left=False)
+        return HttpContext({**self._scope, "manylora": state}, self.clock)
 
     @property
     def model(self) -> str | None:

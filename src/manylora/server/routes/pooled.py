@@ -1,10 +1,14 @@
 """Orders of requests that generate nothing, and the results in their replies."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from manylora.engine.events import PooledValues
 from manylora.engine.pooling import Pooling
 from manylora.engine.request import SamplingParams
+from manylora.errors import EngineFault
 from manylora.server.generation.order import Order, PromptInput, StopRules
 from manylora.server.generation.text import ReplyForm, TokenReport
 from manylora.server.routes.order_fields import NamesAdapter, adapter_fields
@@ -47,6 +51,15 @@ def pooled_order(
         prompt_field=prompt_field,
         truncate_field="truncate_prompt_tokens",
     )
+
+
+@contextmanager
+def faults_as(kind: type[EngineFault]) -> Iterator[None]:
+    """Turn a fault of the engine into one that names the work, as LoRAX's clients tell them apart."""
+    try:
+        yield
+    except EngineFault as error:
+        raise kind(error.message) from error
 
 
 def rows_of(pooled: PooledValues) -> list[list[float]]:

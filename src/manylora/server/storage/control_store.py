@@ -53,6 +53,10 @@ class ControlStore:
     async def keep_response(self, tenant: TenantId, response: str, data: bytes) -> None:
         await self._client.exchange("PUT", _place(tenant, "responses", response), data)
 
+    async def replace_response(self, tenant: TenantId, response: str, data: bytes, before: str) -> None:
+        """Replace a response with the digest `before`. Raises `ResourceNotFound`, `NameTaken` for another digest."""
+        await self._client.exchange("PUT", f"{_place(tenant, 'responses', response)}?before={before}", data)
+
     async def response(self, tenant: TenantId, response: str) -> bytes:
         """Return a response. Raises `ResourceNotFound`."""
         return await self._client.exchange("GET", _place(tenant, "responses", response))

@@ -8,15 +8,17 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from manylora.clock import Clock
 from manylora.config.groups.storage import StorageConfig
-from manylora.errors import ControlUnavailable, ManyloraError, ResourceNotFound, StorageUnavailable
+from manylora.errors import ControlUnavailable, ManyloraError, NameTaken, ResourceNotFound, StorageUnavailable
 from manylora.ids import TenantId
 from manylora.server.storage.control_store import ControlStore
+from manylora.stored.conversations import digest_of
 from manylora.system.printable import printable
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
 FRESH_MS = 5_000
 """Age in which a response of another edge may still be on its way to the control plane."""
 ASK_AGAIN_S, MOST_QUESTIONS = 0.05, 20
+ATTEMPTS = 8
+"""Changes of one response that may come between its reading and its change."""
 FLUSH_S = 5.0
 """Seconds for which a server that ends waits for the control plane."""
 
@@ -39,12 +43,14 @@ class KeptResponse(msgspec.Struct, frozen=True, kw_only=True):
     created_ms  milliseconds since 1970
     reply       the JSON of the reply
     messages    the conversation with the reply as its last message, without instructions
+    beat_ms     of a response that runs without a waiting caller: the last note of its server; 0: it never did
     """
 
     id: str
     created_ms: int
     reply: msgspec.Raw
     messages: tuple[dict[str, Any], ...]
+    beat_ms: int = 0
 
 
 class TenantResponses:
@@ -99,6 +105,30 @@ class TenantResponses:
         except ResourceNotFound:
             if not was_waiting:
                 raise
+
+    async def put(self, tenant: TenantId, response: KeptResponse) -> None:
+        """Keep a response, which the control plane has at the return. Raises `ControlUnavailable`."""
+        await self._store.keep_response(tenant, response.id, msgspec.json.encode(response))
+
+    async def replace(
+        self, tenant: TenantId, response_id: str, change: Callable[[KeptResponse], KeptResponse]
+    ) -> KeptResponse:
+        """Change a response that the control plane has, and return it. `change` may be called again.
+
+        Raises `ResourceNotFound`, `ControlUnavailable`, `NameTaken`.
+        """
+        for _ in range(ATTEMPTS):
+            data = await self._store.response(tenant, response_id)
+            found = msgspec.json.decode(data, type=KeptResponse)
+            if (changed := change(found)) == found:
+                return found
+            try:
+                content = msgspec.json.encode(changed)
+                await self._store.replace_response(tenant, response_id, content, digest_of(data))
+            except NameTaken:
+                continue
+            return changed
+        raise NameTaken("the response changes faster than this server can change it; repeat the request")
 
     async def flush(self) -> None:
         """Wait until the control plane has every response, for a few seconds at most."""

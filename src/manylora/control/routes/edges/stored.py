@@ -34,7 +34,7 @@ from manylora.control.stored.files import (
     read_file,
 )
 from manylora.control.stored.leases import BatchClaim, renew_batches, take_batches
-from manylora.control.stored.responses import delete_response, get_response, keep_response
+from manylora.control.stored.responses import delete_response, get_response, keep_response, replace_response
 from manylora.stored.batches import (
     BatchChange,
     BatchTurns,
@@ -56,8 +56,13 @@ router = APIRouter(prefix="/internal/stored", include_in_schema=False, dependenc
 
 
 @router.put("/{tenant}/responses/{response}")
-async def put_response(store: StoreDep, request: Request, tenant: str, response: str) -> Response:
-    await keep_response(store, tenant, response, await request.body())
+async def put_response(store: StoreDep, request: Request, tenant: str, response: str, before: str = "") -> Response:
+    """Keep the body; `before`: the digest of the bytes that it replaces."""
+    data = await request.body()
+    if before:
+        await replace_response(store, tenant, response, data, before)
+    else:
+        await keep_response(store, tenant, response, data)
     return Response(status_code=204)
 
 

@@ -8,13 +8,14 @@ from fastapi import APIRouter
 from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.engine.pooling import Pooling
+from manylora.errors import ClassificationFailed
 from manylora.server.generation.order import TextPrompt
 from manylora.server.generation.reply_headers import whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.http.context import HttpContext
 from manylora.server.http.routing import Guards, Routes
 from manylora.server.routes.lorax.entities import entities_of, label_name, probabilities
-from manylora.server.routes.pooled import pooled_order, rows_of
+from manylora.server.routes.pooled import faults_as, pooled_order, rows_of
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.lorax.classify import (
     ClassesReply,
@@ -60,7 +61,8 @@ class ClassifyRoutes:
             return
         prompts = tuple(TextPrompt(text) for text in body.input)
         order = pooled_order(prompts, body.naming, Pooling.CLASSES, prompt_field="input", model=body.model)
-        await self._service.run(order, context, partial(self._reply_classes, context))
+        with faults_as(ClassificationFailed):
+            await self._service.run(order, context, partial(self._reply_classes, context))
 
     async def classify_batch(self, context: HttpContext) -> None:
         body = read_body(context.arrival.body, ClassifyBatchBody, Bounds(settings=self._settings))
@@ -72,7 +74,8 @@ class ClassifyRoutes:
         prompts = tuple(TextPrompt(text) for text in texts)
         model = body.model if isinstance(body, ClassifyBody) else None
         order = pooled_order(prompts, body.naming, Pooling.TOKEN_CLASSES, prompt_field="inputs", model=model)
-        await self._service.run(order, context, partial(self._reply_entities, context, texts, is_batch))
+        with faults_as(ClassificationFailed):
+            await self._service.run(order, context, partial(self._reply_entities, context, texts, is_batch))
 
     async def _reply_classes(self, context: HttpContext, completion: Completion) -> None:
         await completion.outputs.collect()

@@ -7,12 +7,13 @@ from fastapi import APIRouter
 from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.engine.pooling import Pooling
+from manylora.errors import EmbeddingFailed
 from manylora.server.generation.order import TextPrompt
 from manylora.server.generation.reply_headers import whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.http.context import HttpContext
 from manylora.server.http.routing import Guards, Routes
-from manylora.server.routes.pooled import pooled_order, rows_of
+from manylora.server.routes.pooled import faults_as, pooled_order, rows_of
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.lorax.bodies import EmbedBody
 from manylora.server.schemas.lorax.replies import EmbedReply
@@ -37,7 +38,8 @@ class EmbedRoutes:
     async def embed(self, context: HttpContext) -> None:
         body = read_body(context.arrival.body, EmbedBody, Bounds(settings=self._settings))
         order = pooled_order((TextPrompt(body.inputs),), body.naming, self._pooling, prompt_field="inputs")
-        await self._service.run(order, context, partial(self._reply, context))
+        with faults_as(EmbeddingFailed):
+            await self._service.run(order, context, partial(self._reply, context))
 
     async def _reply(self, context: HttpContext, completion: Completion) -> None:
         await completion.outputs.collect()

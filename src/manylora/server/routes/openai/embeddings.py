@@ -10,12 +10,13 @@ from msgspec.json import encode
 from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.engine.pooling import Pooling
+from manylora.errors import EmbeddingFailed
 from manylora.server.generation.order import TextPrompt, TokenPrompt
 from manylora.server.generation.reply_headers import whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.http.context import HttpContext
 from manylora.server.http.routing import Guards, Handler, Routes
-from manylora.server.routes.pooled import pooled_order, rows_of
+from manylora.server.routes.pooled import faults_as, pooled_order, rows_of
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.openai.embeddings import EmbeddingBody
 from manylora.server.schemas.openai.replies import EmbeddingReply
@@ -66,7 +67,8 @@ class EmbeddingRoutes:
             most_tokens=MAX_INPUT_TOKENS,
         )
         context.model = None if order.adapter.recipe else order.adapter_name or ""
-        await self._service.run(order, context, partial(self._reply, context, body.encoding_format == "base64"))
+        with faults_as(EmbeddingFailed):
+            await self._service.run(order, context, partial(self._reply, context, body.encoding_format == "base64"))
 
     async def _reply(self, context: HttpContext, is_base64: bool, completion: Completion) -> None:
         await completion.outputs.collect()

@@ -1,9 +1,9 @@
 """OpenAI's routes of responses: POST /v1/responses, and GET and DELETE of one that is kept."""
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,11 +20,13 @@ from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import TextToken
 from manylora.server.http.context import KEEP_ALIVE, HttpContext, event_bytes
 from manylora.server.http.routing import Guards, Handler, Parameter, Routes
+from manylora.server.routes.openai.background import BackgroundResponses, status_of
 from manylora.server.routes.openai.calls import call_writer
 from manylora.server.routes.openai.choices import chat_entries, finish_reason
 from manylora.server.routes.openai.input_items import MOST_ITEMS, ORDER, input_page, new_items
 from manylora.server.routes.openai.orders import read_chat
 from manylora.server.routes.openai.pages import page_parameters
+from manylora.server.routes.openai.response_form import Message, ResponseWish, ShownResponse, format_of
 from manylora.server.routes.openai.response_output import Event, ResponseOutput
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.openai.response_input import messages_of
@@ -35,13 +37,14 @@ from manylora.server.storage.conversations import TenantConversations
 from manylora.server.storage.responses import KeptResponse, TenantResponses
 
 Json = dict[str, Any]  # JSON values of several types
-Message = Mapping[str, Any]
 FIELDS_OF_CHAT = {
     "messages": "input",
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
 }
 """Fields of the chat route's body → the fields of a response's body that they come from."""
+ENDED = ("completed", "incomplete")
+"""The states of responses that another one may continue."""
 _ID = Parameter("response_id", "path", "The response's id")
 
 
@@ -72,6 +75,13 @@ def response_routers(routes: "ResponseRoutes", guards: Guards, clock: Clock) -> 
         events=ResponseEvent,
     )
     changing.add(
+        "POST /v1/responses/{response_id}/cancel",
+        routes.cancel,
+        "Cancel a response that runs in the background",
+        replies={200: ResponseReply},
+        parameters=[_ID],
+    )
+    changing.add(
         "DELETE /v1/responses/{response_id}",
         routes.delete,
         "Delete a response",
@@ -79,19 +89,6 @@ def response_routers(routes: "ResponseRoutes", guards: Guards, clock: Clock) -> 
         parameters=[_ID],
     )
     return plain.router, changing.router
-
-
-@dataclass(frozen=True, slots=True)
-class _ResponseWish:
-    """A request for a response.
-
-    conversation  the messages of the prompt without instructions, which the next response may continue
-    """
-
-    id: str
-    body: ResponseBody
-    conversation: tuple[Message, ...]
-    is_kept: bool
 
 
 class ResponseRoutes:
@@ -103,12 +100,14 @@ class ResponseRoutes:
         settings: ServerConfig,
         kept: TenantResponses | None,
         conversations: TenantConversations | None,
+        clock: Clock,
     ) -> None:
         """Without `kept` and `conversations`, no response can be stored or continued."""
         self._service = service
         self._settings = settings
         self._own_kept = kept
         self._own_conversations = conversations
+        self._own_background = None if kept is None else BackgroundResponses(kept, clock)
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by route, for the lines of batches."""
@@ -119,6 +118,17 @@ class ResponseRoutes:
         if self._own_kept is None:
             raise RouteNotBuilt("this server keeps no responses")
         return self._own_kept
+
+    @property
+    def _background(self) -> BackgroundResponses:
+        if self._own_background is None:
+            raise RouteNotBuilt("this server keeps no responses")
+        return self._own_background
+
+    async def stop(self) -> None:
+        """End the responses that run in the background."""
+        if self._own_background is not None:
+            await self._own_background.stop()
 
     @property
     def _conversations(self) -> TenantConversations:
@@ -132,11 +142,40 @@ class ResponseRoutes:
         asked = await self._asked(context, body)
         order = self._order(asked)
         context.model = None if order.adapter.recipe else order.adapter_name or ""
+        if body.background:
+            await self._queue(context, asked, order)
+            return
         reply = self._stream if order.is_stream else self._whole
         await self._service.run(order, context, partial(reply, context, asked))
 
+    async def _queue(self, context: HttpContext, asked: ResponseWish, order: Order) -> None:
+        """Reply with the queued response; it runs as a request of its own."""
+        if context.arrival.caller.is_batch:
+            raise InvalidParameter("`background` is not for lines of a batch", parameter="background")
+        shown = ShownResponse(asked, order.adapter_name or "", int(context.clock.wall_s()))
+        queued = shown.reply("queued")
+
+        async def run() -> KeptResponse:
+            done: list[KeptResponse] = []
+
+            async def finish(completion: Completion) -> None:
+                reply, output = await self._finished(context, asked, completion)
+                reply["created_at"] = shown.created_s
+                done.append(self._kept_form(context, asked, reply, output.message()))
+
+            await self._service.run(order, context.detached(), finish)
+            return msgspec.structs.replace(done[-1], beat_ms=1)
+
+        said = {"role": "assistant", "content": ""}
+        await self._background.begin(context.arrival.tenant, self._kept_form(context, asked, queued, said), run)
+        await context.reply(queued)
+
+    async def cancel(self, context: HttpContext) -> None:
+        found = await self._background.cancel(context.arrival.tenant, context.path_parameters["response_id"])
+        await context.reply_bytes(bytes(found.reply), "application/json")
+
     async def show(self, context: HttpContext) -> None:
-        found = await self._kept.get(context.arrival.tenant, context.path_parameters["response_id"])
+        found = await self._background.shown(context.arrival.tenant, context.path_parameters["response_id"])
         await context.reply_bytes(bytes(found.reply), "application/json")
 
     async def input_items(self, context: HttpContext) -> None:
@@ -148,12 +187,14 @@ class ResponseRoutes:
         await self._kept.delete(context.arrival.tenant, response_id)
         await context.reply({"id": response_id, "object": "response", "deleted": True})
 
-    async def _asked(self, context: HttpContext, body: ResponseBody) -> _ResponseWish:
+    async def _asked(self, context: HttpContext, body: ResponseBody) -> ResponseWish:
         """Return the request with its conversation so far. Raises `ResourceNotFound`, `ControlUnavailable`."""
         before: tuple[Message, ...] = ()
         if body.previous_response_id is not None:
             field_name = "previous_response_id"
             found = await self._kept.get(context.arrival.tenant, body.previous_response_id, field=field_name)
+            if status_of(found)[0] not in ENDED:
+                raise InvalidParameter("the response before has not completed", parameter=field_name)
             before = found.messages
         if body.conversation is not None:
             going_on = await self._conversations.get(context.arrival.tenant, body.conversation, field="conversation")
@@ -162,9 +203,9 @@ class ResponseRoutes:
             _ = self._kept
         is_kept = body.store is not False and self._own_kept is not None
         response_id = f"resp_{secrets.token_hex(16)}" if self._own_kept is None else self._own_kept.mint_id()
-        return _ResponseWish(response_id, body, (*before, *body.input), is_kept)
+        return ResponseWish(response_id, body, (*before, *body.input), is_kept)
 
-    def _order(self, asked: _ResponseWish) -> Order:
+    def _order(self, asked: ResponseWish) -> Order:
         """Return the order. The chat route reads it, so that both routes check and mean the same."""
         body = asked.body
         first = [] if body.instructions is None else [{"role": "system", "content": body.instructions}]
@@ -198,24 +239,30 @@ class ResponseRoutes:
             )
         return replace(order, prompts=prompts, prompt_field="input", budget_field="max_output_tokens")
 
-    async def _whole(self, context: HttpContext, asked: _ResponseWish, completion: Completion) -> None:
+    async def _whole(self, context: HttpContext, asked: ResponseWish, completion: Completion) -> None:
+        reply, output = await self._finished(context, asked, completion)
+        self._keep(context, asked, reply, output)
+        await context.reply(reply, headers=whole_of(completion))
+
+    async def _finished(
+        self, context: HttpContext, asked: ResponseWish, completion: Completion
+    ) -> tuple[Json, ResponseOutput]:
+        """Return the whole response once its usage is recorded, and its conversation goes on with it."""
         await completion.outputs.collect()
         await completion.settle()
         (sequence,) = completion.outputs.sequences
-        output, shown = ResponseOutput(call_writer(completion)), _Shown.of(context, asked, completion)
+        output, shown = ResponseOutput(call_writer(completion)), ShownResponse.of(context, asked, completion)
         output.begin()
         output.push(sequence.text, is_last=True, logprobs=_logprobs(asked, sequence.tokens))
         status = _status(sequence.end, is_cut=sequence.is_cut)
         output.end(status)
-        reply = shown.ended(completion, output, status)
         await self._go_on(context, asked, output)
-        self._keep(context, asked, reply, output)
-        await context.reply(reply, headers=whole_of(completion))
+        return shown.ended(completion, output, status), output
 
-    async def _stream(self, context: HttpContext, asked: _ResponseWish, completion: Completion) -> None:
+    async def _stream(self, context: HttpContext, asked: ResponseWish, completion: Completion) -> None:
         await completion.outputs.wait_for_head(self._settings.stream_head_wait_s)
         await context.begin_stream(head_of(completion))
-        output, shown = ResponseOutput(call_writer(completion)), _Shown.of(context, asked, completion)
+        output, shown = ResponseOutput(call_writer(completion)), ShownResponse.of(context, asked, completion)
         events, status = _Numbered(), "completed"
         opening = [
             (f"response.{kind}", {"response": shown.reply("in_progress")}) for kind in ("created", "in_progress")
@@ -243,7 +290,7 @@ class ResponseRoutes:
             raise
         await context.end_stream(events.of([*closing, (f"response.{status}", {"response": reply})]))
 
-    async def _go_on(self, context: HttpContext, asked: _ResponseWish, output: ResponseOutput) -> None:
+    async def _go_on(self, context: HttpContext, asked: ResponseWish, output: ResponseOutput) -> None:
         """Add the items of the input and the output to the conversation, unless it is deleted meanwhile.
 
         Raises `ControlUnavailable`, `StorageUnavailable`, `StorageLimitExceeded`, `NameTaken`.
@@ -258,77 +305,18 @@ class ResponseRoutes:
                 lambda found: msgspec.structs.replace(found, items=(*found.items, *items)),
             )
 
-    def _keep(self, context: HttpContext, asked: _ResponseWish, reply: Json, output: ResponseOutput) -> None:
+    def _keep(self, context: HttpContext, asked: ResponseWish, reply: Json, output: ResponseOutput) -> None:
         if not asked.is_kept:
             return
-        messages = (*asked.conversation, output.message())
-        kept = KeptResponse(
+        self._kept.keep(context.arrival.tenant, self._kept_form(context, asked, reply, output.message()))
+
+    def _kept_form(self, context: HttpContext, asked: ResponseWish, reply: Json, said: Json) -> KeptResponse:
+        return KeptResponse(
             id=asked.id,
             created_ms=int(1000 * context.clock.wall_s()),
             reply=msgspec.Raw(msgspec.json.encode(reply)),
-            messages=tuple(dict(message) for message in messages),
+            messages=tuple(dict(message) for message in (*asked.conversation, said)),
         )
-        self._kept.keep(context.arrival.tenant, kept)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shown:
-    """A response in OpenAI's form."""
-
-    asked: _ResponseWish
-    model: str
-    created_s: int
-
-    @classmethod
-    def of(cls, context: HttpContext, asked: _ResponseWish, completion: Completion) -> "_Shown":
-        return cls(asked, completion.model_name, int(context.clock.wall_s()))
-
-    def reply(self, status: str) -> Json:
-        """Return the response without output."""
-        body = self.asked.body
-        return {
-            "id": self.asked.id,
-            "object": "response",
-            "created_at": self.created_s,
-            "status": status,
-            "background": False,
-            "conversation": None if body.conversation is None else {"id": body.conversation},
-            "error": None,
-            "incomplete_details": None,
-            "instructions": body.instructions,
-            "max_output_tokens": body.max_output_tokens,
-            "max_tool_calls": body.max_tool_calls,
-            "metadata": body.metadata or {},
-            "model": self.model,
-            "output": [],
-            "parallel_tool_calls": body.parallel_tool_calls,
-            "previous_response_id": body.previous_response_id,
-            "store": self.asked.is_kept,
-            "temperature": 1.0 if body.temperature is None else body.temperature,
-            "text": {"format": _format_of(body) or {"type": "text"}},
-            "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
-            "tools": list(body.tools),
-            "top_logprobs": body.top_logprobs or 0,
-            "top_p": 1.0 if body.top_p is None else body.top_p,
-            "truncation": body.truncation or "disabled",
-            "usage": None,
-        }
-
-    def ended(self, completion: Completion, output: ResponseOutput, status: str) -> Json:
-        """Return the response at its end."""
-        input_tokens, output_tokens = completion.num_prompt_tokens, completion.outputs.num_generated_tokens
-        return {
-            **self.reply(status),
-            "incomplete_details": None if status == "completed" else {"reason": "max_output_tokens"},
-            "output": output.items,
-            "usage": {
-                "input_tokens": input_tokens,
-                "input_tokens_details": {"cached_tokens": completion.num_cached_tokens},
-                "output_tokens": output_tokens,
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": input_tokens + output_tokens,
-            },
-        }
 
 
 class _Numbered:
@@ -349,17 +337,13 @@ def _status(end: Finished, *, is_cut: bool) -> str:
     return "incomplete" if finish_reason(end, is_cut=is_cut) == "length" else "completed"
 
 
-def _logprobs(asked: _ResponseWish, tokens: Sequence[TextToken]) -> list[Json]:
+def _logprobs(asked: ResponseWish, tokens: Sequence[TextToken]) -> list[Json]:
     return chat_entries(tokens) if asked.body.has_logprobs else []
-
-
-def _format_of(body: ResponseBody) -> Json | None:
-    return None if body.text is None else body.text.format
 
 
 def _response_format(body: ResponseBody) -> Json | None:
     """Return the chat route's `response_format` for `text.format`, which has the schema's fields at its top."""
-    given = _format_of(body)
+    given = format_of(body)
     if given is None or given.get("type") != "json_schema":
         return given
     return {"type": "json_schema", "json_schema": {name: value for name, value in given.items() if name != "type"}}

@@ -54,8 +54,8 @@ class ResponseReply(TypedDict):
     id: str
     object: Literal["response"]
     created_at: int
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
-    background: Literal[False]
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+    background: bool
     conversation: Json | None
     error: Json | None
     incomplete_details: Json | None

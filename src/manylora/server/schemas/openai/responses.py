@@ -85,6 +85,16 @@ def _top_logprobs(value: object, info: ValidationInfo) -> object:
     return count
 
 
+def _background(value: object, info: ValidationInfo) -> bool:
+    if is_asked := flag(value, info):
+        for name, other in (("store", False), ("stream", True)):
+            if info.data.get(name) is other:
+                raise InvalidParameter(
+                    f"`background` goes without `{name}` {str(other).lower()}", parameter=name_of(info)
+                )
+    return bool(is_asked)
+
+
 class ConversationName(Body):
     """A conversation by its id."""
 
@@ -133,7 +143,6 @@ class ResponseBody(RouteBody):
     rules: ClassVar[FieldRules] = FieldRules(
         unread=UNREAD - {"metadata", "store"},
         refused={
-            "background": Refusal("the reply comes at once; /v1/batches runs requests that nothing waits for"),
             "prompt": Refusal("there are no stored prompts"),
             "reasoning": Refusal("there is no reasoning part", neutral=({}, {"effort": "none"})),
             "stream_options": Refusal("chunks are not padded", neutral=({}, {"include_obfuscation": False})),
@@ -215,6 +224,13 @@ class ResponseBody(RouteBody):
         ),
     ] = None
     stream: Flag = False
+    background: Annotated[
+        bool,
+        Read(_background, "boolean"),
+        Field(
+            description="If true, the reply is the queued response; it runs on. Needs `store`; goes without `stream`."
+        ),
+    ] = False
 
     @property
     def has_logprobs(self) -> bool:
