@@ -28,6 +28,9 @@ settings.load_profile("few")
 # Processes of ours import nothing from the working directory; some of the engines that tests start are in `tests`.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
+# Kernels in Triton run in its interpreter, which it reads at its import: no test needs a card.
+os.environ["TRITON_INTERPRET"] = "1"
+
 CLIENTS = "tests/clients"
 WITH_SERVERS = {"bench", "cli", "clients", "integration", "upgrades"}
 """Folders whose tests start servers, or processes of the command."""

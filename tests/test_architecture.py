@@ -1,6 +1,7 @@
 """The rules of the code, checked: layers, cycles, what may be imported where, and who may start threads."""
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -43,6 +44,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"plain"},
         {"cpu/native", "reference"},
         {"cpu", "cuda"},
+        {"cuda/jit"},
         {"select"},
     ],
     "models": [
@@ -167,6 +169,10 @@ BARE_GPU_IMAGE = {
     "starlette",
 }
 """Packages a bare GPU image lacks: the engine's packages must import without them."""
+
+
+TRITON_FILES = tuple(f"kernels/cuda/jit/{path.name}" for path in sorted((SOURCE / "kernels/cuda/jit").glob("*.py")))
+"""The files that import Triton, which a machine without a card may lack."""
 
 
 def modules() -> list[Path]:
@@ -381,8 +387,14 @@ def dotted(*rooms: str, without: tuple[str, ...] = ()) -> str:
 
 
 def test_the_engine_imports_on_a_bare_gpu_image() -> None:
-    result = blocked_import(dotted("kernels", "models", "adapters", "engine"), BARE_GPU_IMAGE)
+    without = () if importlib.util.find_spec("triton") else TRITON_FILES
+    result = blocked_import(dotted("kernels", "models", "adapters", "engine", without=without), BARE_GPU_IMAGE)
     assert result.returncode == 0, result.stderr
+
+
+def test_only_the_room_of_its_kernels_imports_triton() -> None:
+    found = {relative(path) for path in modules() if any(name.split(".")[0] == "triton" for name in imports(path))}
+    assert found <= set(TRITON_FILES)
 
 
 def test_the_edge_and_the_tokenizer_import_without_torch() -> None:

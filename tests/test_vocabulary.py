@@ -37,7 +37,10 @@ def test_later_sources_of_settings_win(tmp_path: Path) -> None:
         ("[engine]\nmax_model_len = 1\n", "engine.max_model_len must be 0 or at least 2. Given: 1"),
         ('[model]\nquantize = "int8"\nkernels = "onednn"\n', "model.kernels must be auto or native"),
         ("[model]\ndevice = 'gpu'\n", "model.device must be auto, cpu, cuda or cuda:n. Given: 'gpu'"),
-        ("[model]\ndevice = 'cuda:1'\nkernels = 'native'\n", "with model.device cuda:1 it must be one of auto, torch"),
+        (
+            "[model]\ndevice = 'cuda:1'\nkernels = 'native'\n",
+            "cuda:1 it must be one of auto, torch, triton",
+        ),
         ("[model]\ndevice = 'cuda'\nquantize = 'int8'\n", "model.device must be cpu. Given: cuda"),
         ("[model]\ndevice = 'cuda'\nquantize_of = ['a=int4']\n", "model.quantize int4 is computed on a CPU"),
         ("[model]\ndevice = 'cuda'\nmore_bases = ['b']\n", "model.device cuda serves one base"),
@@ -48,7 +51,7 @@ def test_later_sources_of_settings_win(tmp_path: Path) -> None:
         ("[engine]\nmax_queue_s = nan\n", "engine.max_queue_s must be at least"),
         (
             "[model]\nkernels = 'gpu'\n",
-            "model.kernels must be one of auto, native, native-bf16, reference, torch. Given: gpu",
+            "model.kernels must be one of auto, native, native-bf16, reference, torch, triton. Given: gpu",
         ),
         ("[adapters]\npreload = ['../a']\n", "adapters.preload: `adapter_id` must be a name"),
         ("[adapters]\npinned = ['ftp://a']\n", "adapters.pinned: `adapter_source` must be one of"),

@@ -91,7 +91,7 @@ def roomy(folder: Path) -> Iterator[Engine]:
     engine.close()
 
 
-def request(number: int, adapter: AdapterRef | None, length: int = 14) -> Request:
+def request(number: int, adapter: AdapterRef | None, length: int = 14, *, new_tokens: int = 8) -> Request:
     greedy, drawn = SamplingParams(temperature=0.0), SamplingParams(temperature=0.9, top_p=0.9, seed=number)
     return Request(
         id=mint_request_id(),
@@ -100,7 +100,7 @@ def request(number: int, adapter: AdapterRef | None, length: int = 14) -> Reques
         tokens=tuple(3 + (7 * number + 5 * index) % 150 for index in range(length)),
         adapter=adapter,
         sampling=greedy if number % 2 else drawn,
-        stop=StopParams(max_new_tokens=10, ignore_eos=True),
+        stop=StopParams(max_new_tokens=new_tokens, ignore_eos=True),
     )
 
 
@@ -125,7 +125,7 @@ def test_a_mixed_batch_equals_each_request_alone(crowded: Engine, roomy: Engine)
         assert mixed[each.id] == run(roomy, [each])[each.id]
     assert crowded.stats().preemptions > 0
     assert roomy.stats().preemptions == 0
-    assert len({tuple(run(roomy, [request(1, name)]).popitem()[1]) for name in NAMES}) == len(NAMES)
+    assert len({tuple(run(roomy, [request(1, name, new_tokens=5)]).popitem()[1]) for name in NAMES}) == len(NAMES)
 
 
 def test_an_evicted_adapter_comes_back_from_the_host_tier_with_the_same_tokens(crowded: Engine) -> None:

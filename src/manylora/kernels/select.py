@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from manylora.config.groups.model import CARD_KERNELS, DEFAULT_SPIN_US, KERNELS
-from manylora.errors import NativeBuildFailed
+from manylora.errors import ConfigInvalid, NativeBuildFailed
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.int4 import Int4Linear
 from manylora.kernels.cpu.int8 import Int8Linear
@@ -40,7 +40,8 @@ def select_kernels(
                  AVX512_BF16
     reference    torch only, float32: slow, exact, needs no compiler
     torch        torch only, on the CPU in float32 and on a card in bfloat16
-    auto         torch on a card. On a CPU native-bf16 where the processor and the compiler have it, else native;
+    triton       own kernels in Triton, and torch for products, on a card
+    auto         triton on a card. On a CPU native-bf16 where the processor and the compiler have it, else native;
                  reference where no compiler is installed. The choice never depends on a timing: equal machines, and
                  one machine before and after a restart, give the same tokens
 
@@ -50,15 +51,14 @@ def select_kernels(
                   the head in int8; the reference kernels ignore it
         threads   size of the native pool
         spin_us   microseconds for which a worker of the pool spins before it sleeps
-    Raises: ValueError for an unknown name; `ConfigInvalid` for a card that torch does not find.
+    Raises: ValueError for an unknown name; `ConfigInvalid` for a card that torch does not find, and without Triton.
     """
     if name not in KERNELS:
         raise ValueError(f"unknown kernels {name!r}: choose one of {', '.join(KERNELS)}")
     if name in CARD_KERNELS and quantize == "none":
         found = resolve(device)
-        if found.type != "cpu" or name == "torch":
-            dtype = torch.float32 if found.type == "cpu" else torch.bfloat16
-            return TorchKernels(found, dtype, free_bytes(found))
+        if found.type != "cpu" or name != "auto":
+            return _card_kernels(name, found)
     if name == "reference":
         return ReferenceKernels()
     try:
@@ -70,6 +70,24 @@ def select_kernels(
     kernels = CpuKernels(native, quantised(native) if quantised else _choose_format(name, native))
     log.debug("kernels.chosen name=%s isa=%s threads=%d", kernels.name, native.isa, threads)
     return kernels
+
+
+def _card_kernels(name: str, device: torch.device) -> Kernels:
+    """Return the kernels of a card, or the same of the CPU. Raises `ConfigInvalid` where Triton cannot be had."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name == "torch":
+        return TorchKernels(device, dtype, free_bytes(device))
+    try:
+        from manylora.kernels.cuda.jit.backend import TritonKernels
+        from manylora.kernels.cuda.jit.interpreting import is_interpreting
+    except ImportError as error:
+        raise ConfigInvalid(f"model.kernels {name}: {error}; install triton, or use model.kernels torch") from error
+    if device.type == "cpu" and not is_interpreting():
+        raise ConfigInvalid(
+            "model.kernels triton computes on a card: with model.device cpu it takes Triton's interpreter, for tests "
+            "alone (TRITON_INTERPRET=1)"
+        )
+    return TritonKernels(device, dtype, free_bytes(device))
 
 
 def _choose_format(name: str, native: NativeLibrary) -> WeightFormat:

@@ -66,4 +66,4 @@ def expected_form(kernels: str, quantize: str, device: str = "cpu") -> StorageFo
     """
     if device.startswith("cuda"):
         return CARD
-    return FLOAT32 if kernels in ("reference", "torch") else QUANTISED[quantize]
+    return FLOAT32 if kernels in ("reference", "torch", "triton") else QUANTISED[quantize]

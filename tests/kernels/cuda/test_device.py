@@ -1,11 +1,14 @@
 """The device that a setting names is found, or refused in one line."""
 
+import sys
+
 import pytest
 import torch
 
 from manylora.errors import ConfigInvalid
 from manylora.kernels.cuda.device import resolve
 from manylora.kernels.select import select_kernels
+from tests.kernels.cuda.interpreted import require_triton
 
 without_card = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a card")
 
@@ -36,3 +39,18 @@ def test_the_torch_kernels_of_the_cpu_compute_in_float32_on_host_memory() -> Non
     assert kernels.activation_dtype is torch.float32
     assert kernels.own_memory_bytes is None
     assert not kernels.is_row_independent
+
+
+def test_kernels_in_triton_run_on_a_cpu_in_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_triton()
+    assert select_kernels("triton", 1).name == "triton"
+    monkeypatch.setattr("manylora.kernels.cuda.jit.interpreting.is_interpreting", lambda: False)
+    with pytest.raises(ConfigInvalid, match=r"^model\.kernels triton computes on a card: .*TRITON_INTERPRET=1"):
+        select_kernels("triton", 1)
+
+
+def test_without_triton_the_line_names_the_package_and_the_other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("backend", "interpreting"):
+        monkeypatch.setitem(sys.modules, f"manylora.kernels.cuda.jit.{name}", None)
+    with pytest.raises(ConfigInvalid, match=r"^model\.kernels triton: .*install triton, or use model.kernels torch$"):
+        select_kernels("triton", 1)

@@ -18,9 +18,9 @@ TOOL_FORMATS = (
     "llama3-builtin",
     "llama3-function",
 )
-KERNELS = ("auto", "native", "native-bf16", "reference", "torch")
+KERNELS = ("auto", "native", "native-bf16", "reference", "torch", "triton")
 """Names of back ends; `kernels/select.py` makes each."""
-CARD_KERNELS = ("auto", "torch")
+CARD_KERNELS = ("auto", "torch", "triton")
 """Those of `KERNELS` that compute on a card."""
 
 
@@ -108,12 +108,13 @@ class ModelConfig:
         The arithmetic. `native`: C++ kernels with bf16 weights and float32 activations. `native-bf16`: the same with
         activations rounded to bf16 in linear layers and in attention, more than twice as fast for many rows, on
         processors with AVX512-BF16 ([how](decisions/bf16-products.md)). `reference`: plain float32, slow, the oracle
-        of the tests. `torch`: operations of torch alone, on any `model.device`. `auto`: `torch` on a card; on a CPU
-        `native-bf16` where it works, else `native`, or `reference` without a compiler. `auto` chooses by the machine's
-        features and never by a timing, so that equal machines, and one machine before and after a restart, give the
-        same tokens. A named back end that cannot work falls back to `native` with a warning. Machines with and without
-        AVX512-BF16 round differently: name `native` where both must agree. `onednn`, an earlier value, means
-        `native-bf16` until release 0.3, with a warning.
+        of the tests. `torch`: operations of torch alone, on any `model.device`. `triton`: own kernels in Triton beside
+        products of torch, on a card. `auto`: `triton` on a card; on a CPU `native-bf16` where it works, else `native`,
+        or `reference` without a compiler. `auto` chooses by the machine's features and never by a timing, so that equal
+        machines, and one machine before and after a restart, give the same tokens. A named back end of a CPU that
+        cannot work falls back to `native` with a warning. Machines with and without AVX512-BF16 round differently: name
+        `native` where both must agree. `onednn`, an earlier value, means `native-bf16` until release 0.3, with a
+        warning.
         """,
     )
     quantize: str = setting(

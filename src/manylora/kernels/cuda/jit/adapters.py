@@ -1,0 +1,122 @@
+"""The launches of segmented LoRA: two for each product, whatever the ranks of its rows."""
+
+import dataclasses
+from typing import cast
+
+import torch
+import triton
+from torch import Tensor
+
+from manylora.kernels.cuda.jit.chunks import LoraChunks, chunked
+from manylora.kernels.cuda.jit.interpreting import is_wide
+from manylora.kernels.cuda.jit.lora_kernels import CHUNK_ROWS, ENTRY, PAGE_RANKS, expand_kernel, shrink_kernel
+from manylora.kernels.lora_batch import LoraBatch, LoraSegment
+from manylora.kernels.projections import LoraTarget
+
+BLOCK_INPUTS = 64
+BLOCK_OUTPUTS = 128
+LEAST_SPLIT = 512
+MOST_SPLITS = 8
+
+
+class TritonAdapters:
+    """The operation `add_lora`, and the form of segments that it reads.
+
+    Args:  device  of the rows and of the adapters' images
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._tiles: dict[tuple[LoraTarget, ...], tuple[Tensor, Tensor]] = {}
+
+    def prepare_lora(
+        self, segments: tuple[LoraSegment, ...], sampled: tuple[LoraSegment, ...] = (), vocabulary: int = 0
+    ) -> LoraBatch:
+        batch = LoraBatch(segments, sampled, vocabulary)
+        return dataclasses.replace(batch, native=chunked(segments, CHUNK_ROWS, self._device)) if segments else batch
+
+    def add_lora(self, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
+        if not lora.segments:
+            return
+        own = cast(LoraChunks, lora.native)  # `prepare_lora` made it
+        if not own.most_rank:
+            return
+        _, layers, width, _ = own.tables.shape
+        places, tiles = self._tiles_of(targets)
+        pages, num_items, inputs = triton.cdiv(own.most_rank, PAGE_RANKS), len(own.items), x.shape[1]
+        splits, split_inputs = splits_of(inputs)
+        partial = torch.empty(
+            (splits, len(targets), num_items, CHUNK_ROWS, pages * PAGE_RANKS), dtype=torch.float32, device=x.device
+        )
+        wide = is_wide(own.image.dtype)
+        shrink_kernel[(num_items, splits, len(targets) * pages)](
+            x,
+            x.stride(0),
+            own.image,
+            own.items,
+            own.tables,
+            places,
+            partial,
+            layer,
+            layers,
+            width,
+            inputs,
+            pages,
+            num_items,
+            len(targets),
+            SPLIT_INPUTS=split_inputs,
+            BLOCK_INPUTS=BLOCK_INPUTS,
+            IS_WIDE=wide,
+            ROWS=CHUNK_ROWS,
+            RANKS=PAGE_RANKS,
+            TABLE_ENTRY=ENTRY,
+        )
+        expand_kernel[(len(own.chunks), len(tiles))](
+            y,
+            y.stride(0),
+            own.image,
+            own.chunks,
+            own.items,
+            own.weights,
+            own.tables,
+            places,
+            tiles,
+            partial,
+            layer,
+            layers,
+            width,
+            pages,
+            num_items,
+            len(targets),
+            SPLITS=splits,
+            BLOCK_OUTPUTS=BLOCK_OUTPUTS,
+            IS_WIDE=wide,
+            ROWS=CHUNK_ROWS,
+            RANKS=PAGE_RANKS,
+            TABLE_ENTRY=ENTRY,
+        )
+
+    def _tiles_of(self, targets: tuple[LoraTarget, ...]) -> tuple[Tensor, Tensor]:
+        """Return (targets, 3) int32: index, column, outputs; and (tiles, 2) int32: target, first output."""
+        if targets not in self._tiles:
+            places = [(target.projection, target.column, target.out) for target in targets]
+            tiles = [
+                (number, first)
+                for number, target in enumerate(targets)
+                for first in range(0, target.out, BLOCK_OUTPUTS)
+            ]
+            self._tiles[targets] = (
+                torch.tensor(places, dtype=torch.int32).to(self._device),
+                torch.tensor(tiles, dtype=torch.int32).to(self._device),
+            )
+        return self._tiles[targets]
+
+
+def splits_of(inputs: int) -> tuple[int, int]:
+    """Return the number of splits of so many inputs and the inputs of each, a multiple of `BLOCK_INPUTS`.
+
+    Both follow from the width alone, so that a row's sums have one order in every batch.
+    """
+    splits = min(MOST_SPLITS, triton.cdiv(inputs, LEAST_SPLIT))
+    split = triton.cdiv(triton.cdiv(inputs, splits), BLOCK_INPUTS) * BLOCK_INPUTS
+    return triton.cdiv(inputs, split), split

@@ -1,0 +1,116 @@
+"""Every kernel and every set of its compile-time values, compiled for a card that is not here.
+
+`python -m tests.kernels.cuda.compiling` prints one line of JSON for each: registers, shared memory, spilled bytes. It
+runs without TRITON_INTERPRET, which is read when Triton is imported.
+"""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from manylora.kernels.cuda.jit import attention, attention_kernels, lora_kernels, row_kernels
+from manylora.kernels.cuda.jit.adapters import BLOCK_INPUTS, BLOCK_OUTPUTS, splits_of
+from manylora.kernels.cuda.jit.rows import BLOCK
+
+CAPABILITIES = (80, 90)
+ELEMENTS = {"bf16": False, "fp32": True}
+"""Dtypes of rows and images, and whether products widen their operands; a card serves in bf16."""
+
+
+class Variant(NamedTuple):
+    """A kernel with the types of its parameters, in order, and its compile-time values."""
+
+    kernel: Any
+    types: tuple[str, ...]
+    values: dict[str, int | bool]
+
+
+def variants() -> Iterator[Variant]:
+    for element, is_wide in ELEMENTS.items():
+        rows = f"*{element}"
+        lora = {"IS_WIDE": is_wide, "ROWS": lora_kernels.CHUNK_ROWS, "RANKS": lora_kernels.PAGE_RANKS}
+        lora["TABLE_ENTRY"] = lora_kernels.ENTRY
+        for inputs in (576, 4096, 14_336) if element == "bf16" else (4096,):
+            splits, split = splits_of(inputs)
+            shrunk = {**lora, "SPLIT_INPUTS": split, "BLOCK_INPUTS": BLOCK_INPUTS}
+            types = (rows, "i32", rows, "*i32", "*i64", "*i32", "*fp32", *["i32"] * 7)
+            yield Variant(lora_kernels.shrink_kernel, types, shrunk)
+            expanded = {**lora, "SPLITS": splits, "BLOCK_OUTPUTS": BLOCK_OUTPUTS}
+            types = (rows, "i32", rows, "*i32", "*i32", "*fp32", "*i64", "*i32", "*i32", "*fp32", *["i32"] * 6)
+            yield Variant(lora_kernels.expand_kernel, types, expanded)
+        for adds in (True, False):
+            types = (rows, "i32", rows, "i32", "*fp32", rows, "i32", "fp32")
+            yield Variant(row_kernels.add_norm_kernel, types, {"ADDS": adds, "BLOCK": 8192})
+        yield Variant(row_kernels.norm_heads_kernel, (rows, "i32", "*fp32", "i32", "i32", "fp32"), {"BLOCK": 128})
+        yield Variant(row_kernels.gated_silu_kernel, (rows, "i32", rows, "i32"), {"BLOCK": BLOCK})
+        for rotates in (True, False):
+            types = (rows, "i32", "*fp32", "*fp32", "*i32", "*i64", rows, rows, rows, "i32", "i32", "i32")
+            yield Variant(row_kernels.rotate_and_store_kernel, types, {"ROTATES": rotates, "BLOCK": 64})
+        yield from attention_variants(rows, is_wide)
+
+
+def attention_variants(rows: str, is_wide: bool) -> Iterator[Variant]:
+    groups = (4,) if is_wide else (1, 3, 8)
+    for head_dim, group, fuses in itertools.product((64, 128), groups, (True, False)):
+        types = (rows, rows, "*fp32", "*fp32", "*fp32", rows, rows, "*i32", "*i32", *["i32"] * 5, "fp32")
+        values = {"HEAD_DIM": head_dim, "GROUP": group, "BLOCK_DIM": head_dim, "BLOCK_ROWS": attention.LEAST_ROWS}
+        values |= {"BLOCK_POSITIONS": attention.BLOCK_POSITIONS, "SPLIT": attention.SPLIT, "FUSES": fuses}
+        yield Variant(attention_kernels.attend_kernel, types, {**values, "IS_WIDE": is_wide})
+    for head_dim in (64, 128):
+        values = {"HEAD_DIM": head_dim, "BLOCK_DIM": head_dim, "SPLIT": attention.SPLIT}
+        yield Variant(attention_kernels.combine_kernel, (rows, "*fp32", "*fp32", "*fp32", "*i32", *["i32"] * 3), values)
+
+
+def compiled(variant: Variant, capability: int) -> dict[str, Any]:
+    """Return the resources of a variant on a card of this capability. Raises what Triton's compiler raises."""
+    names = variant.kernel.arg_names
+    own = [name for name in names if name not in variant.values]
+    types = dict(zip(own, variant.types, strict=True))
+    signature = {name: types.get(name, "constexpr") for name in names}
+    source = ASTSource(variant.kernel, signature, constexprs=variant.values)
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    assert built.asm["ptx"].count(".entry") == 1
+    registers, spilled = usage(built.asm["cubin"])
+    return {
+        "kernel": variant.kernel.__name__,
+        "capability": capability,
+        "types": variant.types[0],
+        "values": variant.values,
+        "registers": registers,
+        "shared_bytes": built.metadata.shared,
+        "spilled_bytes": spilled,
+    }
+
+
+def usage(cubin: bytes) -> tuple[int, int]:
+    """Return the registers of a thread and the bytes of its stack, which spilled registers take."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2])
+
+
+def main(step: int) -> None:
+    """Print the resources of each `step`-th variant on each card."""
+    for number, variant in enumerate(variants()):
+        if number % step == 0:
+            for capability in CAPABILITIES:
+                print(json.dumps(compiled(variant, capability)), flush=True)  # noqa: T201 - the result
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if sys.argv[1:] else 1)

@@ -1,0 +1,36 @@
+"""Every kernel compiles for cards of capability 8.0 and 9.0, and fits into their registers and shared memory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.cuda.interpreted import require_triton
+from tests.support.paths import ROOT
+
+require_triton()
+
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024}
+"""Shared memory of one program at most: CUDA C++ Programming Guide, table of compute capabilities."""
+REGISTERS = 255
+MOST_SPILLED = 64
+"""Bytes that a thread of the dtype of a card may keep outside its registers; float32 is for comparisons alone."""
+
+
+@pytest.mark.long
+def test_every_kernel_fits_the_cards(tmp_path: Path) -> None:
+    own = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment = {**own, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "tests.kernels.cuda.compiling"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 0, ended.stderr
+    found = [json.loads(line) for line in ended.stdout.splitlines()]
+    kernels = ("shrink", "expand", "add_norm", "norm_heads", "gated_silu", "rotate_and_store", "attend", "combine")
+    assert {each["kernel"] for each in found} == {f"{name}_kernel" for name in kernels}
+    for each in found:
+        assert each["registers"] <= REGISTERS, each
+        assert each["shared_bytes"] <= SHARED_BYTES[each["capability"]], each
+        assert each["spilled_bytes"] <= (MOST_SPILLED if each["types"] == "*bf16" else 512), each

@@ -1,0 +1,42 @@
+"""The whole engine on kernels in Triton's interpreter: each request gets the tokens of the torch kernels alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from manylora.engine.engine import Engine
+from manylora.kernels.cuda.backend import TorchKernels
+from tests.kernels.cuda.interpreted import require_triton
+from tests.wiring.test_card import MIB, NAMES, folder, open_engine, request, run
+
+require_triton()
+from manylora.kernels.cuda.jit.backend import TritonKernels  # noqa: E402 - after the check
+
+__all__ = ["folder"]
+
+
+@pytest.fixture
+def engines(folder: Path) -> Iterator[tuple[Engine, Engine]]:
+    """A crowded engine in the interpreter, and a roomy one of torch."""
+    host, made = torch.device("cpu"), []
+    kernels = TritonKernels(host, torch.float32, own_memory_bytes=2048 * MIB)
+    block_bytes = kernels.form.kv_block_bytes(layers=2, block_size=4, kv_heads=2, head_dim=8)
+    flags = {"engine__max_step_tokens": 16, "engine__max_running": 6, "engine__kv_bytes": 16 * block_bytes}
+    made.append(open_engine(folder, kernels, "interpreted", adapters__bank_bytes=150_000, **flags))
+    made.append(open_engine(folder, TorchKernels(host, torch.float32, own_memory_bytes=2048 * MIB), "oracle"))
+    yield made[0], made[1]
+    for engine in made:
+        engine.close()
+
+
+@pytest.mark.long
+def test_a_mixed_batch_in_the_interpreter_equals_each_request_alone(engines: tuple[Engine, Engine]) -> None:
+    crowded, oracle = engines
+    requests = [request(2 * row + 1, None, 14, new_tokens=5) for row in range(4)]  # more than the blocks hold at once
+    requests += [request(20 + number, name, 5 + number, new_tokens=5) for number, name in enumerate(NAMES)]
+    mixed = run(crowded, requests)
+    for each in requests:
+        assert mixed[each.id] == run(oracle, [each])[each.id]
+    assert crowded.stats().preemptions > 0
