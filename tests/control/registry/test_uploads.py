@@ -7,7 +7,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,12 @@ from manylora.control.registry.upload_files import ByteRange
 from manylora.control.registry.uploads import FOLDER, UPLOAD_TTL_MS, Uploads
 from manylora.control.storage.database import Database
 from manylora.errors import AdapterStorageUnavailable, ControlUnavailable, ResourceNotFound
+from tests.conftest import long
 from tests.control.plane import Plane, Scenario, in_plane
 from tests.control.uploading import ATTENTION, PLAIN, SEEDS, base_settings, begin, complete, new_repo, put, upload
 from tests.models.tiny_tokenizers import save_byte_level
 
-IN_PROCESSES = {"test_what_is_wrong_never_becomes_a_version", "test_seeds_of_every_kind_are_taken"}
+IN_PROCESSES = {"test_seeds_of_every_kind_are_taken"}
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 
 
@@ -54,7 +55,8 @@ def open_uploads(plane: Plane) -> list[str]:
 @pytest.fixture(autouse=True)
 def checks(request: pytest.FixtureRequest) -> None:
     """Check the files in a thread, but where the process of a check is part of the subject."""
-    if request.node.originalname not in IN_PROCESSES or "postgresql" in request.node.name:
+    is_apart = request.node.originalname in IN_PROCESSES or "processes" in request.node.name
+    if not is_apart or "postgresql" in request.node.name:
         request.getfixturevalue("checks_in_process")
 
 
@@ -213,11 +215,16 @@ HOSTILE: dict[str, tuple[Files, int, str, str]] = {
 }
 
 
-def test_what_is_wrong_never_becomes_a_version(url: URL, tmp_path: Path) -> None:
+FEW = ("another base", "a rank over the server's")
+
+
+@pytest.mark.parametrize("names", [HOSTILE, FEW, *long(HOSTILE)], ids=["threads", "few-processes", "processes"])
+def test_what_is_wrong_never_becomes_a_version(url: URL, tmp_path: Path, names: Iterable[str]) -> None:
     async def scenario(plane: Plane) -> None:
         key = await plane.new_tenant("acme")
         await new_repo(plane, key)
-        for name, (files, status, code, text) in HOSTILE.items():
+        for name in names:
+            files, status, code, text = HOSTILE[name]
             refused = await upload(plane, key, "triage", files)
             told = refused.json()
             assert (refused.status_code, told["code"]) == (status, code), (name, told)

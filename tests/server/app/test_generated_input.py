@@ -12,9 +12,9 @@ from schemathesis.core.transport import Response
 
 from manylora.http.paths import SERVER_ROUTES
 from tests.server.app.test_server_process import forked_server
+from tests.support.waiting import PATIENCE_S
 
 NOT_BUILT, OVERLOADED, SERVER_ERRORS = 501, 503, 500
-WAIT_S = 20
 KEYS = ("control.signup_open=true", "server.auth=on", "control.free_bases=tiny")
 """Settings of a server that asks for keys, and gives each caller one."""
 
@@ -51,7 +51,7 @@ def try_all(operation: Any, headers: dict[str, str], examples: int) -> None:
     @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(operation.as_strategy())
     def no_fault(case: schemathesis.Case[Any]) -> None:
-        assert_no_fault(case, case.call(headers=headers, timeout=WAIT_S))
+        assert_no_fault(case, case.call(headers=headers, timeout=PATIENCE_S))
 
     no_fault()
 
@@ -70,4 +70,4 @@ def test_no_generated_input_is_a_fault_of_the_server(server: tuple[str, str], ex
         for headers in [{"authorization": f"Bearer {key}"}, {}] if key else [{}]:
             try_all(operation, headers, examples)
     assert {"POST /generate", "POST /v1/completions", "POST /v1/chat/completions", "POST /tokenize"} <= tried
-    assert httpx2.get(f"{url}/health", timeout=WAIT_S).status_code == 200
+    assert httpx2.get(f"{url}/health", timeout=PATIENCE_S).status_code == 200
