@@ -1,5 +1,6 @@
 """Folders in the temporary directory: those of killed servers go, those of others stay."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -71,6 +72,23 @@ def test_a_folder_of_an_earlier_version_goes_once_it_is_old_and_silent(parent: P
         clock.advance(61)
         RuntimeFolder(clock).remove()
         assert [path.name for path in parent.iterdir()] == ["manylora-bbbbbbbb"]
+
+
+def test_a_start_leaves_the_folder_of_another_start_at_every_moment(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, seen = fcntl.flock, list[Path]()
+
+    def with_another_start(descriptor: int, operation: int) -> None:
+        if not seen:
+            seen.extend(parent.iterdir())
+            RuntimeFolder(SystemClock()).remove()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", with_another_start)
+    folder = RuntimeFolder(SystemClock())
+    assert seen == list(parent.iterdir()) == [folder.path]
+    folder.remove()
 
 
 def test_what_no_server_made_stays(parent: Path) -> None:

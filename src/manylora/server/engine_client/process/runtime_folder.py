@@ -16,6 +16,7 @@ from manylora.errors import StartupError
 PREFIX = "manylora-"
 SOCKET = "engine"
 _LOCK = "lock"
+_NEW_LOCK = "lock.new"  # not held yet: another server's start would take its folder for a dead one's
 _NAME = re.compile(rf"{PREFIX}[a-z0-9_]{{8}}")  # the form of names from `mkdtemp`
 _YOUNG_S = 60.0
 _SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run")
@@ -31,8 +32,9 @@ class RuntimeFolder:
         parent = socket_folder_parent()
         _sweep(parent, clock)
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700
-        self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(self.path / _NEW_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        (self.path / _NEW_LOCK).rename(self.path / _LOCK)
 
     @property
     def address(self) -> str:
@@ -78,7 +80,7 @@ def _is_ours(path: Path) -> bool:
     """Return whether a path is a folder of this user that holds only the files of a server."""
     facts = path.lstat()
     is_own_folder = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
-    return is_own_folder and {SOCKET, _LOCK}.issuperset(entry.name for entry in path.iterdir())
+    return is_own_folder and {SOCKET, _LOCK, _NEW_LOCK}.issuperset(entry.name for entry in path.iterdir())
 
 
 def _is_left(path: Path, clock: Clock) -> bool:
