@@ -21,6 +21,7 @@ from manylora.server.access.access import Access
 from manylora.server.access.directory import Directory
 from manylora.server.pushing import pusher
 from manylora.tenancy import Snapshot, TenantFacts
+from tests.conftest import long
 from tests.server.app.test_server_process import forked_server
 from tests.server.batches.batch_house import BatchHouse, batch_house, soon, when
 from tests.server.conftest import House
@@ -125,14 +126,15 @@ def test_a_push_at_one_server_is_served_by_both_from_its_reply_on(tmp_path: Path
     in_edges(tmp_path, scenario)
 
 
-def test_a_hundred_pushes_leave_one_copy_at_each_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [8, *long(100)])
+def test_many_pushes_leave_one_copy_at_each_server(tmp_path: Path, count: int) -> None:
     async def scenario(one: BatchHouse, two: BatchHouse) -> None:
-        for number in range(100):
+        for number in range(count):
             assert (await push((one, two)[number % 2], number)).status_code == 200
             await served(two)
         last = await served(one)
         assert await served(two) == last
-        for house, least in ((one, 49), (two, 99)):  # the first one has its own pushes, and the last
+        for house, least in ((one, count // 2 - 1), (two, count - 1)):  # the first one has its own pushes, and the last
             await when(lambda house=house: soon(len(copies(house)) == 1))  # type: ignore[misc]
             await when(lambda house=house: soon(not house.app.pusher._tasks))  # type: ignore[misc]
             assert not house.app.pusher._replaced
