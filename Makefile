@@ -98,9 +98,10 @@ PINS = tests/clients/pins.txt
 	    --fetch-timeout 10000 --prefix . $$(sed -n 's/^openai-npm //p' $(CURDIR)/$(PINS))
 	@touch $@
 
-bench-docs: .venv/installed ## Write docs/benchmarks.md and its pictures from benchmarks/results
+bench-docs: .venv/installed ## Write docs/benchmarks.md, docs/scale.md and their pictures from benchmarks/results
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	$(BIN)/python -m benchmarks.page.plots
+	$(BIN)/python -m benchmarks.page.fleet
 
 pages: .venv/tested ## Write the pages that are made from code: settings, metrics, routes, tables of rooms and bases
 	@$(BIN)/python -m manylora.config.page > docs/settings.md
