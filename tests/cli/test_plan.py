@@ -17,7 +17,7 @@ from manylora.kernels.storage_form import BFLOAT16
 from manylora.models.fetch.catalog import describe
 from manylora.wiring.bases import server_bases
 from manylora.wiring.llm import LLM
-from manylora.wiring.memory_plan import base_sizes, plan_memory
+from manylora.wiring.memory_plan import ENGINE_BYTES, PROCESS_BYTES, base_sizes, plan_memory
 from manylora.wiring.planning import refuse_impossible_plan
 
 GIB = 1 << 30
@@ -175,8 +175,17 @@ def test_each_rank_has_an_equal_part_of_the_memory(tmp_path: Path) -> None:
     assert (one["plan"]["ranks"], two["plan"]["ranks"]) == (1, 2)
     memory = one["plan"]["available_bytes"] + 2 * two["plan"]["available_bytes"]
     assert memory in range(40 * GIB - 4, 40 * GIB + 1)
+    assert 2 * two["plan"]["process_bytes"] == PROCESS_BYTES + ENGINE_BYTES
     with pytest.raises(ConfigInvalid, match=r"--device-memory needs one number of ranks for all bases"):
         raise_of(*words, "--device-memory", "24GiB")
+
+
+def test_more_ranks_than_the_memory_holds_are_refused_by_name(tmp_path: Path) -> None:
+    words = ("--base", "llama-2-7b", "--tensor-parallel", "32", "--set", f"engine.memory_bytes={20 * GIB}")
+    found = fields(*words)
+    assert (found["fits"], found["exit_code"]) == (False, 1)
+    assert "available    640.0 MiB for each of 32 ranks" in found["stderr"]
+    assert f"{found['why_not']}; " in found["stderr"]
 
 
 @pytest.mark.parametrize(
