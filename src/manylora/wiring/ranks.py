@@ -117,12 +117,12 @@ class Ranks:
             return join_group(model.collectives, meeting, 0, self._size, model.rank_timeout_s)
         except CollectiveFailed as error:
             raise StartupError(str(error)) from error
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
 
     def await_weights(self) -> None:
         """Wait until every rank has its weights. Raises: `StartupError` that names one which fails."""
         self.processes.replies(CommandKind.READY, start_failure)
+        # Not before: a rank may read its meeting after rank 0 has joined, and would wait for a removed one for minutes.
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def abandon(self) -> None:
         """End the ranks of a start that fails."""
