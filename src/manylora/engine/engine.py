@@ -305,12 +305,12 @@ class Engine:
     def _execute(self, plan: Plan) -> None:
         try:
             results = self._executor.execute(plan, self._scheduler.running)
+        except RankLost:
+            raise  # no later step can succeed: this process ends, and with it every request
         except Exception as error:
             # The request at fault is not known: every request of the plan ends with an answer, the others go on.
             log.exception("engine.step_failed plan=%s", plan.summary())
-            fault: ManyloraError = EngineFault(f"Request failed during generation: {error}")
-            if isinstance(error, RankLost):
-                fault = error
+            fault = EngineFault(f"Request failed during generation: {error}")
             for chunk in plan.chunks:
                 self._finish(self._queued[chunk.request_id], End(FinishReason.ENGINE_FAILURE, fault))
             return

@@ -10,7 +10,7 @@ import zmq.asyncio
 from manylora.clock import Clock, SystemClock
 from manylora.config.settings import Config
 from manylora.engine.events import FinishReason
-from manylora.errors import ManyloraError, StartupError, Unavailable
+from manylora.errors import ManyloraError, RankLost, StartupError, Unavailable
 from manylora.server.engine_client.messages import (
     AcknowledgeFrame,
     EngineDied,
@@ -216,8 +216,8 @@ class ProcessTransport:
             self._startup_failure = error
         elif self._is_up:
             self._is_up = False
-            # The cause stands in the log alone: it may quote one caller's request.
-            self._receiver.lose(FinishReason.ENGINE_FAILURE)
+            # Any other cause stands in the log alone: it may quote one caller's request.
+            self._receiver.lose(FinishReason.ENGINE_FAILURE, error if isinstance(error, RankLost) else None)
 
     def _note_death(self) -> None:
         if self._served is None and self._startup_failure is None:
