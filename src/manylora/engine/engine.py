@@ -17,7 +17,7 @@ from manylora.engine.events import (
     FinishReason,
     StepEvents,
 )
-from manylora.engine.execution.executor import Executor
+from manylora.engine.execution.executor import Executor, RankNumbers, one_rank
 from manylora.engine.grammars.compiler import GrammarCompiler, grammar_key
 from manylora.engine.limits import EngineLimits, rejected
 from manylora.engine.logits_rules import logits_rules
@@ -66,6 +66,7 @@ class Engine:
         limits: EngineLimits,
         end_of_sequence: Collection[int],
         open_text: Callable[[tuple[AddedToken, ...], bool], TextStream],
+        ranks: Callable[[], RankNumbers] = one_rank,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
@@ -76,6 +77,7 @@ class Engine:
         self.limits = limits
         self._end_of_sequence = frozenset(end_of_sequence)
         self._open_text = open_text
+        self._ranks = ranks
         self.texts = TextQuestions(store, clock, max_wait_s=limits.max_queue_s)
         self._waiting = WaitingRoom(self._enqueue, self._fail_waiting, clock)
         self._queued: dict[RequestId, Sequence] = {}  # in the scheduler: waiting or running
@@ -176,7 +178,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return the engine's gauges and totals."""
-        pool, totals = self._scheduler.pool, self._totals
+        pool, totals, ranks = self._scheduler.pool, self._totals, self._ranks()
         return EngineStats(
             waiting=self._scheduler.num_waiting,
             loading=len(self._waiting) + len(self.texts),
@@ -195,6 +197,8 @@ class Engine:
             dead_ends=totals["dead_ends"],
             adapters=self._store.stats(),
             grammars=self._grammars.stats(),
+            ranks_up=ranks.up,
+            collective_s=ranks.collective_s,
         )
 
     def start_profile(self) -> Profile | None:

@@ -20,7 +20,7 @@ from manylora.config.folders import cache_dir
 from manylora.config.settings import Config, enabled_sources
 from manylora.engine.engine import Engine
 from manylora.engine.execution.batch import BatchBuilder
-from manylora.engine.execution.executor import Executor
+from manylora.engine.execution.executor import Executor, one_rank
 from manylora.engine.execution.ranks.executor import FirstRank, RanksExecutor
 from manylora.engine.execution.ranks.placements import PlacementStream
 from manylora.engine.execution.runner import Runner
@@ -257,6 +257,7 @@ def wire_engine(
         end_of_sequence=tokenizer.eos_ids,
         # The stop strings are found in the same decoded text that the reply has.
         open_text=lambda added, skips: tokenizer.with_added(added).stream(skip_special_tokens=skips, continues=True),
+        ranks=executor.numbers if isinstance(executor, RanksExecutor) else one_rank,
     )
 
 
@@ -264,7 +265,8 @@ def _executor(model: LlamaModel, kv: KvCache, builder: BatchBuilder, kernels: Ke
     if ranks is None:
         return Runner(model, kv, builder, kernels.sample, kernels.mask_logits)
     first = FirstRank(model)
-    return RanksExecutor(Runner(first, kv, builder, kernels.sample, kernels.mask_logits), first, ranks.processes)
+    runner = Runner(first, kv, builder, kernels.sample, kernels.mask_logits)
+    return RanksExecutor(runner, first, ranks.processes, ranks.group)
 
 
 def _choose_kernels(config: Config, resources: Resources) -> Kernels:

@@ -50,6 +50,8 @@ def refuse_impossible_ranks(config: Config, spec: ModelSpec) -> None:
         shard(spec, model.tensor_parallel)
     except ConfigInvalid as error:
         raise ConfigInvalid(f"{model.base}: {error.message} (model.tensor_parallel)") from error
+    if model.tensor_parallel > 1 and model.device.startswith("cuda"):
+        raise ConfigInvalid(f"model.device {model.device} is one card: model.tensor_parallel of {model.base} must be 1")
     if model.tensor_parallel > 1 and model.collectives == "nccl" and not has_cuda_device():
         raise ConfigInvalid("model.collectives nccl joins CUDA devices, and this machine has none: take gloo")
 

@@ -15,11 +15,11 @@ import torch
 
 from manylora.config.settings import Config
 from manylora.engine.execution.ranks.commands import CommandKind
-from manylora.engine.execution.ranks.group import join_group, meeting_in
+from manylora.engine.execution.ranks.group import ProcessGroupRanks, join_group, meeting_in
 from manylora.engine.execution.ranks.processes import RankProcesses
 from manylora.errors import ManyloraError, StartupError
 from manylora.failure import Failure
-from manylora.kernels.collectives import CollectiveFailed, Collectives
+from manylora.kernels.collectives import CollectiveFailed
 from manylora.kernels.interface import Kernels
 from manylora.models.spec import ModelSpec
 from manylora.models.tensor_parallel import Share
@@ -85,7 +85,10 @@ class Ranks:
 
     share        rank 0's part of the base
     processes    the other ranks
+    group        rank 0's collectives, once it has joined
     """
+
+    group: ProcessGroupRanks
 
     def __init__(self, config: Config, spec: ModelSpec, base_dir: Path) -> None:
         """Start the processes. Raises: `ConfigInvalid` for a degree that does not divide the base, `StartupError`."""
@@ -101,7 +104,7 @@ class Ranks:
             raise
         self._base_dir = base_dir
 
-    def join(self, facts: RankFacts, sizes: RankSizes) -> Collectives:
+    def join(self, facts: RankFacts, sizes: RankSizes) -> ProcessGroupRanks:
         """Have the ranks built up to their group, and return rank 0's collectives. They read their weights after that.
 
         Raises: `StartupError` that names a rank which fails, or does not agree with `facts`
@@ -114,7 +117,8 @@ class Ranks:
         try:
             meeting = meeting_in(self._meeting, self._size)
             model = self._config.model
-            return join_group(model.collectives, meeting, 0, self._size, model.rank_timeout_s)
+            self.group = join_group(model.collectives, meeting, 0, self._size, model.rank_timeout_s)
+            return self.group
         except CollectiveFailed as error:
             raise StartupError(str(error)) from error
 

@@ -1,6 +1,7 @@
 """The seam between the engine's loop and the processes that compute its plans."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from manylora.engine.execution.sampler import Drawn
@@ -13,6 +14,19 @@ from manylora.kernels.operands import KvCache
 
 Results = Mapping[RequestId, tuple[Drawn, ...] | Floats]
 """The results of a step's chunks by request. A chunk in the middle of a prompt may have none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankNumbers:
+    """Ranks that take part in steps, and the seconds that the first one spent in sums over all of them."""
+
+    up: int = 1
+    collective_s: float = 0.0
+
+
+def one_rank() -> RankNumbers:
+    """Return the numbers of an executor in a single process."""
+    return RankNumbers()
 
 
 class Executor(Protocol):

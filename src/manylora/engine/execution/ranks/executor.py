@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from manylora.engine.execution.executor import Results
+from manylora.engine.execution.executor import RankNumbers, Results
 from manylora.engine.execution.ranks.commands import Command, CommandKind
+from manylora.engine.execution.ranks.group import ProcessGroupRanks
 from manylora.engine.execution.ranks.mirror import StepEncoder
 from manylora.engine.execution.ranks.processes import RankProcesses
 from manylora.engine.execution.runner import Model, Runner
@@ -21,10 +22,12 @@ class RanksExecutor:
     """An `Executor` over several ranks. A loss of one ends every later step, until the engine's process starts anew.
 
     Args:  runner  of rank 0, whose model is `model`
+           group   the collectives of rank 0
     """
 
-    def __init__(self, runner: Runner, model: "FirstRank", ranks: RankProcesses) -> None:
+    def __init__(self, runner: Runner, model: "FirstRank", ranks: RankProcesses, group: ProcessGroupRanks) -> None:
         self._runner = runner
+        self._group = group
         self._model = model
         self._ranks = ranks
         self._steps = StepEncoder()
@@ -51,6 +54,10 @@ class RanksExecutor:
         if not self._is_released:
             self._is_released = True
             self._ranks.send(Command(CommandKind.RELEASE))
+
+    def numbers(self) -> RankNumbers:
+        """Return the ranks that live, this one counted, and the seconds that it spent in sums."""
+        return RankNumbers(up=1 + self._ranks.num_up, collective_s=self._group.spent_s)
 
     def start_profile(self) -> Profile | None:
         return self._runner.start_profile()

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore, Store, Work
 
+from manylora.clock import SystemClock
 from manylora.kernels.collectives import CollectiveFailed
 
 LOOPBACK = "127.0.0.1"
@@ -23,23 +24,29 @@ class _Group(Protocol):
 class ProcessGroupRanks:
     """`Collectives` over one process group. `device`: where the group exchanges tensors; results lie in host memory.
 
-    Thread: one at a time
+    spent_s  seconds in the exchanges so far, the waits for the other ranks included
+    Thread:  one at a time
     """
 
     def __init__(self, group: _Group, rank: int, size: int, device: str = "cpu") -> None:
         self.rank = rank
         self.size = size
+        self.spent_s = 0.0
         self._group = group
         self._device = device
+        self._clock = SystemClock()
 
     def gather(self, x: Tensor) -> list[Tensor]:
+        begun_s = self._clock.monotonic_s()
         own = x.to(self._device)
         parts = [torch.empty_like(own) for _ in range(self.size)]
         try:
             self._group.allgather([parts], [own]).wait()
         except RuntimeError as error:
             raise CollectiveFailed(f"rank {self.rank} of {self.size} has lost the others: {error}") from error
-        return [part.to(x.device) for part in parts]
+        found = [part.to(x.device) for part in parts]
+        self.spent_s += self._clock.monotonic_s() - begun_s
+        return found
 
 
 def join_group(backend: str, meeting: Store, rank: int, size: int, timeout_s: float) -> ProcessGroupRanks:

@@ -56,6 +56,11 @@ class RankProcesses:
             self.end()
             raise
 
+    @property
+    def num_up(self) -> int:
+        """Number of these ranks that live."""
+        return sum(rank.process.poll() is None for rank in self._ranks)
+
     # ── the start ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def tell_each(self, kind: CommandKind, text_of: Callable[[int], bytes]) -> None:
