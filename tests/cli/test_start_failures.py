@@ -151,6 +151,50 @@ CASES = {
     "a share of a base that is not served": Case(
         [*SERVE, "--set", "model.memory_share_of=other=2"], ["model.memory_share_of: other is no base of this server"]
     ),
+    "ranks that do not divide the heads": Case(
+        [*SERVE, "--tensor-parallel", "4"],
+        ["{base}: tensor-parallel degree 4 does not divide the 6 attention heads", "degrees of this base: 1, 2"],
+    ),
+    "ranks of one of two bases that do not divide its heads": Case(
+        [*SERVE, "--base", "{tmp}/base", "--set", "model.tensor_parallel_of={tmp}/base=3"],
+        ["{tmp}/base: tensor-parallel degree 3 neither divides the 2 key-value heads nor is a multiple of them"],
+        prepare=two_bases,
+    ),
+    "ranks of a base that is not served": Case(
+        [*SERVE, "--set", "model.tensor_parallel_of=other=2"],
+        ["model.tensor_parallel_of: other is no base of this server"],
+    ),
+    "more ranks than the memory holds": Case(
+        [*SERVE, "--tensor-parallel", "2", "--set", "engine.memory_bytes=600000000"],
+        ["the memory plan does not fit", "available    286.1 MiB for each of 2 ranks"],
+    ),
+    "ranks on one card": Case(
+        [*SERVE, "--tensor-parallel", "2", "--device", "cuda"],
+        ["model.device cuda is one card", "model.tensor_parallel", "must be 1"],
+    ),
+    "ranks of a named base on one card": Case(
+        [*SERVE, "--device", "cuda", "--set", "model.tensor_parallel_of={base}=2"],
+        ["model.device cuda is one card", "model.tensor_parallel", "must be 1"],
+    ),
+    "ranks without a known way to meet": Case(
+        [*SERVE, "--tensor-parallel", "2", "--set", "model.collectives=mpi"],
+        ["model.collectives must be one of gloo, nccl"],
+    ),
+    "no number of ranks": Case([*SERVE, "--tensor-parallel", "0"], ["model.tensor_parallel must be at least 1"]),
+    "ranks of a reply on the terminal that do not divide the heads": Case(
+        ["generate", "hello", "--base", "{base}", "--tensor-parallel", "4"],
+        ["{base}: tensor-parallel degree 4 does not divide the 6 attention heads"],
+    ),
+    "a plan of ranks that do not divide the heads": Case(
+        ["plan", "--base", "{base}", "--tensor-parallel", "4"],
+        ["{base}: tensor-parallel degree 4 does not divide the 6 attention heads"],
+    ),
+    "a plan of one base twice": Case(["plan", "--base", "{base}", "--base", "{base}"], ["{base} is given twice"]),
+    "a plan of two bases in too little memory": Case(
+        ["plan", "--base", "{base}", "--base", "{tmp}/base", "--device-memory", "600MB"],
+        ["the memory cannot hold 2 bases", "available 572.2 MiB"],
+        prepare=two_bases,
+    ),
     "uploads in a file": Case(
         [*SERVE, "--set", "adapters.registry_dir={tmp}/up"], ["{tmp}/up", "File exists"], prepare=taken_as_a_file("up")
     ),

@@ -1,6 +1,9 @@
 """What a caller of the engine sees when things go wrong, and when they go well."""
 
+import pytest
+
 from manylora.engine.events import FinishReason
+from manylora.errors import RankLost
 from tests.engine.simulation.model import alone
 from tests.engine.simulation.store import SimulatedStore
 from tests.engine.simulation.world import World
@@ -60,6 +63,16 @@ def test_a_faulty_step_answers_everyone_in_it_and_the_engine_goes_on() -> None:
     for request in hit:
         assert world.finished[request].reason == FinishReason.ENGINE_FAILURE
     assert world.tokens[spared] == alone([3], "", 5)
+
+
+def test_a_lost_rank_ends_the_engine_and_not_the_requests_of_one_step_alone() -> None:
+    world = World(max_running=1)
+    for token in range(3):
+        world.submit([token], budget=5)
+    world.executor.lost = RankLost("rank 1 of 2 has ended")
+    with pytest.raises(RankLost, match="rank 1 of 2"):
+        world.run()
+    assert world.finished == {}
 
 
 def test_a_row_that_is_not_finite_ends_alone_and_leaves_nothing_to_be_found() -> None:

@@ -43,10 +43,11 @@ def make_cache(folder: Path) -> Path:
 
 
 @contextmanager
-def running_server(log: Path, *flags: str, command: Sequence[str] = ()) -> Iterator[str]:
+def running_server(log: Path, *flags: str, command: Sequence[str] = (), exit_code: int = 0) -> Iterator[str]:
     """Yield the address of a server on a free port; it must drain and exit with 0 at the end.
 
-    command  of a process of its own; without it the server is a fork, whose imports are done
+    command    of a process of its own; without it the server is a fork, whose imports are done
+    exit_code  in place of 0, of a server that the caller kills
     """
     own = [f"--set={group}.dir={log.parent / group}" for group in ("control", "metering")]
     words = ["serve", "--port", "0", *own, *flags]
@@ -61,7 +62,7 @@ def running_server(log: Path, *flags: str, command: Sequence[str] = ()) -> Itera
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            assert process.wait(STOP_WAIT_S) == 0, log.read_text(encoding="utf-8")
+            assert process.wait(STOP_WAIT_S) == exit_code, log.read_text(encoding="utf-8")
         finally:
             process.kill()
 

@@ -1,7 +1,10 @@
 """Waiting for what other threads and processes do."""
 
+import contextlib
 import time
 from collections.abc import Callable
+
+import psutil
 
 PATIENCE_S = 60.0
 INTERVAL_S = 0.02
@@ -14,3 +17,17 @@ def wait_for(is_so: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
     while not is_so():
         assert time.monotonic() < give_up
         time.sleep(INTERVAL_S)
+
+
+def has_word(process: psutil.Process, word: str) -> bool:
+    """Return whether a process lives and has a word in its command."""
+    with contextlib.suppress(psutil.Error):
+        return word in " ".join(process.cmdline())
+    return False
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process is there and no zombie."""
+    with contextlib.suppress(psutil.Error):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False

@@ -13,6 +13,7 @@ from manylora.config.declaration import Setting
 from manylora.errors import ConfigInvalid, RankLost
 from tests.support.text_adapters import make_text_base, plain_adapter, speaking_adapter
 from tests.support.tiny import TinyBase
+from tests.support.waiting import has_word
 
 PROMPTS = ["the quick brown fox", "hello world", "hello", "over the lazy dog"]
 NAMES = [None, "plain", "speaking", "plain"]
@@ -51,9 +52,7 @@ def test_two_ranks_give_the_replies_of_one_process(base: TinyBase) -> None:
 
 
 def rank_pids() -> list[int]:
-    return [
-        child.pid for child in psutil.Process().children() if "manylora.wiring.rank_main" in " ".join(child.cmdline())
-    ]
+    return [child.pid for child in psutil.Process().children() if has_word(child, "manylora.wiring.rank_main")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])

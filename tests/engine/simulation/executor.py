@@ -8,6 +8,7 @@ import numpy as np
 from manylora.engine.execution.sampler import Drawn
 from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.sequence import Sequence
+from manylora.errors import RankLost
 from manylora.ids import RequestId
 from tests.engine.simulation import model
 
@@ -39,10 +40,13 @@ class SimulatedExecutor:
         self.plans: list[Plan] = []
         self.is_closed = False
         self.fail_next = False
+        self.lost: RankLost | None = None  # raised by each step
         self.poisoned: dict[RequestId, int] = {}  # from so many tokens on its logits are not finite
 
     def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
         self.plans.append(plan)
+        if self.lost is not None:
+            raise self.lost
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("the step failed")
