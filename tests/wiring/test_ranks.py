@@ -3,14 +3,23 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from manylora import LLM, SamplingParams
 from manylora.config.declaration import Setting
-from manylora.errors import ConfigInvalid, RankLost
+from manylora.config.settings import load_config
+from manylora.engine.execution.ranks.commands import CommandKind
+from manylora.engine.execution.ranks.processes import RankProcesses
+from manylora.errors import ConfigInvalid, RankLost, StartupError
+from manylora.models.spec import read_spec
+from manylora.wiring.ranks import RankFacts, Ranks, RankSizes, start_failure
 from tests.support.text_adapters import make_text_base, plain_adapter, speaking_adapter
 from tests.support.tiny import TinyBase
 from tests.support.waiting import has_word
@@ -52,7 +61,11 @@ def test_two_ranks_give_the_replies_of_one_process(base: TinyBase) -> None:
 
 
 def rank_pids() -> list[int]:
-    return [child.pid for child in psutil.Process().children() if has_word(child, "manylora.wiring.rank_main")]
+    return [process.pid for process in rank_processes(os.getpid())]
+
+
+def rank_processes(parent: int) -> list[Any]:  # psutil has no types
+    return [child for child in psutil.Process(parent).children() if has_word(child, "manylora.wiring.rank_main")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)])
@@ -76,3 +89,49 @@ def test_a_degree_that_does_not_divide_the_base_is_refused_before_a_process_star
     ):
         pass
     assert rank_pids() == []
+
+
+@pytest.mark.long
+def test_a_rank_that_cannot_start_is_named(base: TinyBase, tmp_path: Path) -> None:
+    spec = read_spec(base.directory)
+    config = load_config(flags={**SETTINGS, "model.tensor_parallel": 2}, environ={})
+    sizes = RankSizes(kv_blocks=8, block_size=16, max_positions=64, max_rows=config.engine.max_step_tokens)
+    facts = RankFacts(fingerprint="0" * 64, degree=2, kernels="reference (float32 weights)", torch="other")
+    for directory, said in (
+        (tmp_path, "rank 1 of 2: .* has no config.json"),
+        (base.directory, "rank 1 of 2 has fingerprint [0-9a-f]{64}, and rank 0 has 0{64}"),
+    ):
+        ranks = Ranks(config, spec, directory)
+        with pytest.raises(StartupError, match=said):
+            ranks.join(facts, sizes)
+        ranks.abandon()
+        assert rank_pids() == []
+
+
+def test_a_program_that_ends_at_once_is_named() -> None:
+    ranks = RankProcesses("manylora.no_such_module", 2, 10.0)
+    with pytest.raises(StartupError, match="rank 1 of 2 ended before it was ready with exit code 1"):
+        ranks.replies(CommandKind.HELLO, start_failure)
+    ranks.end()
+
+
+PROGRAM = """
+import sys
+from manylora import LLM
+llm = LLM(sys.argv[1], settings={"model.kernels": "reference", "model.tensor_parallel": 2})
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.long
+def test_ranks_end_with_a_program_that_is_killed(base: TinyBase) -> None:
+    command = [sys.executable, "-P", "-c", PROGRAM, str(base.directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        while program.stdout.readline() != "up\n":
+            assert program.poll() is None
+        ranks = rank_processes(program.pid)
+        assert len(ranks) == 1
+        program.kill()
+    assert psutil.wait_procs(ranks, timeout=30)[1] == []

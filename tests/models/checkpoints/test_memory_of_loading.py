@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from manylora.config.environment import child_environment
 from manylora.models.checkpoint_files import expected_shapes
 from manylora.models.spec import read_spec
+from manylora.models.tensor_parallel import Share
 from tests.conftest import long
 from tests.models.gguf.tiny_gguf import write_model
 
@@ -43,6 +44,7 @@ from pathlib import Path
 from manylora.kernels.select import select_kernels
 from manylora.models.spec import read_spec
 from tests.models.gguf.tiny_gguf import write_model
+from manylora.models.tensor_parallel import Share
 from manylora.models.weights import load_weights
 def field(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -52,7 +54,8 @@ directory = Path(sys.argv[1])
 spec = read_spec(directory)
 Path("/proc/self/clear_refs").write_text("5")
 before = field("VmRSS")
-weights = load_weights(directory, spec, kernels)
+share = Share(spec, int(sys.argv[3]), 1) if len(sys.argv) > 3 else None
+weights = load_weights(directory, spec, kernels, share=share)
 print(before, field("VmRSS"), field("VmHWM"))
 """
 
@@ -118,4 +121,15 @@ def test_loading_takes_the_packed_total_and_no_further_tensor(
     packed, largest = item_bytes * read_spec(directory).parameters, item_bytes * LARGEST
     assert after - before > 0.9 * packed, "the weights were not in memory, so that the peak says nothing"
     # A piece is 2 MiB in float32, with temporaries beside it; the largest tensor is 32 or 64 MiB.
+    assert peak - before < packed + largest
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count of memory is read from /proc")
+def test_a_rank_takes_its_share_and_no_further_tensor(base: Path) -> None:
+    command = [sys.executable, "-P", "-c", LOAD, str(base), "native", "2"]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
+    before, after, peak = map(int, done.stdout.split())
+    packed, largest = 2 * Share(read_spec(base), 2, 1).own.parameters, 2 * LARGEST
+    assert 0.9 * packed < after - before
     assert peak - before < packed + largest

@@ -30,7 +30,8 @@ class BatchSequence(Protocol):
     pooled  None on a rank that returns no rows
     """
 
-    blocks: list[int]
+    @property
+    def blocks(self) -> list[int]: ...
 
     @property
     def tokens(self) -> list[int]: ...
