@@ -40,11 +40,15 @@ class SchemaMaker:
         if depth <= 0:
             return self._scalar(0)
         kinds = [self._scalar, self._scalar, self._scalar, self._object, self._array, self._any_of, self._ref]
+        kinds += [self._all_of, self._one_of, self._tuple, self._counted, self._anchor]
         return self._chance.choice(kinds)(depth)
 
     def _scalar(self, _: int) -> Made:
         return self._chance.choice(
-            [self._integer, self._number, self._text, self._format, self._pattern, self._enum, self._const, self._plain]
+            [
+                *(self._integer, self._number, self._multiple, self._text, self._format, self._pattern),
+                *(self._enum, self._const, self._plain),
+            ]
         )()
 
     def _plain(self) -> Made:
@@ -64,6 +68,8 @@ class SchemaMaker:
                 ({"minimum": low, "maximum": high}, low, high),
                 ({"exclusiveMinimum": low, "exclusiveMaximum": high}, low + 1, high - 1),
                 ({"minimum": 0, "maximum": 60, "multipleOf": 5}, 0, 12),
+                ({"minimum": 2**53 - 9, "maximum": 2**53}, 2**53 - 9, 2**53),
+                ({"minimum": -(10**17), "maximum": 160 - 10**17}, -(10**17), 160 - 10**17),
             ]
         )
         step = schema.get("multipleOf", 1)
@@ -74,6 +80,14 @@ class SchemaMaker:
         high = low + self._chance.randint(1, 9)
         schema = {"type": "number", "minimum": low, "maximum": high}
         return schema, lambda: self._chance.choice([low, high, low + 0.5, low + 0.125])
+
+    def _multiple(self) -> Made:
+        step = self._chance.choice([0.5, 2])
+        schema = {"type": "number", "minimum": 0, "maximum": 50, "multipleOf": step}
+        return (
+            schema,
+            lambda: self._chance.choice([0, 2, 4, 1.5, 40, 8.5]) if step < 2 else 2 * self._chance.randint(0, 9),
+        )
 
     def _text(self) -> Made:
         least, most = self._chance.choice([(0, 4), (1, 6), (2, 2)])
@@ -141,6 +155,68 @@ class SchemaMaker:
     def _any_of(self, depth: int) -> Made:
         made = [self._inner(depth - 1) for _ in range(self._chance.randint(2, 3))]
         return {"anyOf": [schema for schema, _ in made]}, lambda: self._chance.choice(made)[1]()
+
+    def _all_of(self, depth: int) -> Made:
+        """Two schemas that an object or a number satisfies together."""
+        if self._chance.random() < 0.3:
+            low = self._chance.randint(-9, 9)
+            schema: Json = {"allOf": [{"type": "integer"}, {"minimum": low}, {"maximum": low + 4}]}
+            return schema, lambda: self._chance.randint(low, low + 4)
+        (first, make_first), (second, make_second) = self._scalar(0), self._inner(depth - 1)
+        parts = [
+            {"type": "object", "properties": {"a": first}, "required": ["a"]},
+            {"type": "object", "properties": {"ü/~": second}, "required": ["ü/~"]},
+        ]
+        return {"allOf": parts}, lambda: {"a": make_first(), "ü/~": make_second()}
+
+    def _one_of(self, depth: int) -> Made:
+        """Objects that a property tells apart."""
+        made = {kind: self._inner(depth - 1) for kind in ("x", "y", "z")[: self._chance.randint(2, 3)]}
+        alternatives = [
+            {
+                "type": "object",
+                "properties": {"kind": {"const": kind}, "value": inner[0]},
+                "required": ["kind", "value"],
+                "additionalProperties": False,
+            }
+            for kind, inner in made.items()
+        ]
+
+        def make() -> Json:
+            kind = self._chance.choice(list(made))
+            return {"kind": kind, "value": made[kind][1]()}
+
+        return {"oneOf": alternatives}, make
+
+    def _tuple(self, depth: int) -> Made:
+        """An array whose items are told one by one, and no more of them."""
+        made = [self._inner(depth - 1) for _ in range(self._chance.randint(1, 3))]
+        parts = [schema for schema, _ in made]
+        least = self._chance.randint(0, len(made))
+        schema: Json = {"type": "array", "prefixItems": parts, "items": False, "minItems": least}
+        return schema, lambda: [make() for _, make in made[: self._chance.randint(least, len(made))]]
+
+    def _counted(self, _: int) -> Made:
+        """An object of any names, within a number of them."""
+        value, make = self._scalar(0)
+        least = self._chance.randint(0, 2)
+        most = least + self._chance.randint(1, 2)
+        schema: Json = {
+            "type": "object",
+            "additionalProperties": value,
+            "minProperties": least,
+            "maxProperties": most,
+        }
+        names = ["k", "é", "\\", "a b", "$ref"]
+        return schema, lambda: {name: make() for name in names[: self._chance.randint(least, most)]}
+
+    def _anchor(self, depth: int) -> Made:
+        """A reference by name in place of a path."""
+        name = f"n{len(self._definitions)}"
+        self._definitions[name] = {}
+        schema, make = self._inner(depth - 1)
+        self._definitions[name] = {**schema, "$anchor": name}
+        return {"$ref": f"#{name}"}, make
 
     def _ref(self, depth: int) -> Made:
         name = f"d{len(self._definitions)}"

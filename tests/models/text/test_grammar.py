@@ -164,3 +164,35 @@ def test_expressions_rules_and_white_space_of_the_caller_are_not_plain() -> None
     plain = json_grammar({})
     for grammar in (regex_grammar("a"), lark_grammar("start: /a/"), with_whitespace(plain, "a*", field="x")):
         assert not grammar.is_plain
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"required": True}, r"`required` \(#/properties/a\) must be a list"),
+        ({"multipleOf": 0}, r"`multipleOf` \(#/properties/a\) must be above 0"),
+        ({"minimum": 2**53 + 1}, r"`minimum` \(#/properties/a\) is 9007199254740993, which has more digits"),
+        ({"exclusiveMaximum": -(10**17) - 5}, r"`exclusiveMaximum` \(#/properties/a\) is -100000000000000005"),
+        ({"format": "unknown"}, r"the `format` unknown \(#/properties/a\)"),
+    ],
+)
+def test_a_value_that_the_compiler_would_pass_over_is_refused(schema: dict[str, Any], why: str) -> None:
+    with pytest.raises(InvalidParameter, match=why):
+        json_grammar({"type": "object", "properties": {"a": schema}})
+
+
+def test_schemas_in_rules_are_checked_like_others() -> None:
+    text = 'start: "%json {" | %json {"x-guidance": {"lenient": true}, "type": "null"} "x" // %json {\n'
+    assert lark_grammar(text).text == 'start: "%json {" | %json {"type":"null"} "x" // %json {\n'
+    with pytest.raises(InvalidParameter, match=r"`guided_grammar`.*`not` \(#\)"):
+        lark_grammar('start: %json {"not": {}}', field="guided_grammar")
+    assert lark_grammar("start: %json {").text == "start: %json {", "the compiler refuses it"
+
+
+@pytest.mark.parametrize(
+    "rule", ["a[temperature=0.5]: /a/", "!b[max_tokens=3, capture]: /a/", '  c[capture="x"] : /a/']
+)
+def test_attributes_without_an_effect_are_refused(rule: str) -> None:
+    with pytest.raises(InvalidParameter, match="of a rule has no effect"):
+        lark_grammar(f"start: a\n{rule}")
+    lark_grammar('start[max_tokens=3]: "a[capture]: " /b[temperature]:/')

@@ -20,6 +20,7 @@ from manylora.engine.request import Request
 from manylora.errors import EngineFault, InvalidParameter, ManyloraError, Unavailable
 from manylora.ids import Flow
 from manylora.models.text.grammar import GrammarKind, GrammarSource
+from manylora.models.text.lark import TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,6 @@ PLAIN_BYTES, PLAIN_BYTES_PER_BYTE = 64 << 10, 512
 """Memory that a plain grammar counts with, and for each byte of its text: no trial measures it."""
 LONG_S = 0.02
 """Seconds of processor time beyond which the engine's own compilation has a low priority."""
-
-
-_NAMED = re.compile(r"<\[[^\]]*\]>|<[^<>\s]+>")
-"""Tokens by their ids or names in Lark's notation."""
 
 
 class GrammarKey(NamedTuple):
@@ -74,7 +71,7 @@ def _names_one(source: GrammarSource, added: Added) -> bool:
     """
     if source.kind is not GrammarKind.LARK:
         return False
-    named = set(_NAMED.findall(source.text))
+    named = {token for token in TOKENS.findall(source.text) if token.startswith("<")}
     ids = {number for each in named if each.startswith("<[") for number in re.split(r"[\s,]+", each[2:-2])}
     return any(not number.isdecimal() for number in ids) or any(
         token.content in named or (not token.special and str(token.id) in ids) for token in added

@@ -65,7 +65,9 @@ def compiled(source: GrammarSource, vocabulary: Vocabulary) -> CompiledGrammar:
 
 def _check(matcher: "LLMatcher", source: GrammarSource) -> None:
     if matcher.is_error():
-        raise source.refusal(one_line(matcher.get_error()))
+        why = one_line(matcher.get_error().partition("; following special tokens")[0])
+        # The library's own word for a grammar that no text can begin.
+        raise source.refusal("no text satisfies it" if why in ("NoExtension", "NoExtensionBias") else why)
     for warning in matcher.get_grammar_warnings():
         if "not fully supported" in warning:
             raise source.refusal(one_line(warning))

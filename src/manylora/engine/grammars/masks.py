@@ -72,7 +72,8 @@ class MaskFiller:
     Thread: one calls the methods
     """
 
-    def __init__(self, wait: Wait = wait_for) -> None:
+    def __init__(self, wait: Wait | None = None) -> None:
+        """`wait` None: `wait_for`."""
         self._wait = wait
         self._masks: TokenMasks = np.empty((0, 0), dtype=np.uint32)
         self._jobs: SimpleQueue[_Filling | None] | None = None  # of the thread; None: there is none
@@ -120,7 +121,7 @@ class MaskFiller:
 
     def _ended(self, filling: _Filling) -> "TokenMasks":
         """Return the masks of a filling; those of a matcher that does not return are empty."""
-        if self._wait(filling.is_over):
+        if (self._wait or wait_for)(filling.is_over):
             return filling.masks
         index = filling.give_up()
         matcher, draft = filling.matched[index]

@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from manylora.models.text.lark import TOKENS
+
 _HIDDEN = "\ufdd0{}\ufdd1"
 """The name of a special token in the library's vocabulary: characters of no text (Unicode 16, 23.7, noncharacters)."""
-_LARK = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/(?:\\.|[^/\\\n])+/|<[^<>\[\]\s"]+>', re.DOTALL)
-"""Strings, comments, regular expressions and names of tokens."""
 
 
 def with_hidden_names(text: str) -> tuple[str, dict[str, int]]:
@@ -47,4 +47,4 @@ def with_ids(text: str, ids: Mapping[str, int]) -> str:
         word = found[0]
         return f"<[{ids[word]}]>" if word in ids else word
 
-    return _LARK.sub(by_id, text)
+    return TOKENS.sub(by_id, text)

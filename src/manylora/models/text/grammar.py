@@ -11,6 +11,8 @@ from enum import StrEnum
 from typing import Any
 
 from manylora.errors import InvalidParameter
+from manylora.models.text.lark import ATTRIBUTES, TOKENS
+from manylora.models.text.patterns import portable_pattern
 from manylora.system.printable import printable
 
 MAX_GRAMMAR_BYTES = 256 << 10
@@ -40,6 +42,9 @@ UNSUPPORTED = frozenset(
         *("contains", "minContains", "maxContains", "propertyNames"),
         *("unevaluatedItems", "unevaluatedProperties", "uniqueItems"),
         *("$dynamicRef", "$recursiveRef"),
+        # of older drafts, and of validators beyond the standard
+        *("extends", "disallow", "divisibleBy"),
+        *("formatMinimum", "formatMaximum", "formatExclusiveMinimum", "formatExclusiveMaximum"),
     }
 )
 """Keywords that restrict a value, and that no grammar expresses here. A schema with one is refused."""
@@ -48,6 +53,7 @@ OPTIONS = "x-guidance"
 _ANNOTATIONS = frozenset(
     {"title", "description", "default", "examples", "$defs", "definitions", "$schema", "$id", OPTIONS}
 )
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _PLAIN = frozenset(
     {
         *("type", "enum", "const", "properties", "required", "additionalProperties", "minProperties", "maxProperties"),
@@ -58,7 +64,7 @@ _PLAIN = frozenset(
 _PLAIN_LIMITS = {
     **dict.fromkeys(("minItems", "maxItems", "minProperties", "maxProperties"), 64),
     **dict.fromkeys(("minLength", "maxLength"), 1 << 16),
-    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), 1 << 53),
+    **dict.fromkeys(_BOUNDS, 1 << 53),
 }
 """Largest numbers of a plain schema: the compiler takes time and memory for each item and each digit."""
 _PLAIN_ALONE = frozenset({"anyOf", "$ref"})
@@ -66,6 +72,12 @@ _PLAIN_ALONE = frozenset({"anyOf", "$ref"})
 _TIMES = ("time", "date-time")
 _BEFORE_LEAP = "^[^:]*:[^:]*:[0-5]"
 """Times without the second 60, which the compiler allows in every minute and validators at a leap second alone."""
+
+
+_INTEGER_FORMATS = {"int32": (-(1 << 31), (1 << 31) - 1), "int64": (-(1 << 62), 1 << 62)}
+"""OpenAPI's formats of integers, with their bounds; the compiler has no wider ones than these of int64."""
+_WITHOUT_EFFECT = frozenset({"temperature", "capture"})
+"""Attributes of Lark's rules that a server of many requests cannot apply."""
 
 
 class GrammarKind(StrEnum):
@@ -134,7 +146,10 @@ def regex_grammar(pattern: str, *, field: str = "regex") -> GrammarSource:
     source = GrammarSource(kind=GrammarKind.REGEX, text="", field=field)
     if not pattern:
         raise source.refusal("the expression is empty")
-    return _sized(source, pattern)
+    try:
+        return _sized(source, portable_pattern(pattern))
+    except ValueError as error:
+        raise source.refusal(str(error)) from error
 
 
 def choice_grammar(choices: Sequence[str], *, field: str = "choice") -> GrammarSource:
@@ -151,12 +166,36 @@ def choice_grammar(choices: Sequence[str], *, field: str = "choice") -> GrammarS
 
 
 def lark_grammar(text: str, *, field: str = "grammar") -> GrammarSource:
-    """Return the grammar of a text in Lark's notation, or in GBNF, which has `::=`."""
+    """Return the grammar of a text in Lark's notation, or in GBNF, which has `::=`.
+
+    Raises: `InvalidParameter` as `json_grammar` does for the schemas in it, and for attributes that have no effect here
+    """
     kind = GrammarKind.GBNF if "::=" in text else GrammarKind.LARK
     source = GrammarSource(kind=kind, text="", field=field)
     if not text.strip():
         raise source.refusal("the grammar is empty")
-    return _sized(source, text)
+    return _sized(source, text if kind is GrammarKind.GBNF else _checked_lark(text, source))
+
+
+def _checked_lark(text: str, source: GrammarSource) -> str:
+    """Return a grammar in Lark's notation whose JSON schemas are checked, and without options of their own."""
+    _sized(source, text)
+    for attributes in ATTRIBUTES.findall(text):
+        names = {each.partition("=")[0].strip() for each in attributes.split(",")}
+        if found := sorted(names & _WITHOUT_EFFECT):
+            raise source.refusal(f"the attribute `{found[0]}` of a rule has no effect")
+    parts, end = list[str](), 0
+    for token in TOKENS.finditer(text):
+        if token[0] != "%json" or token.start() < end:
+            continue
+        start = token.end() + len(text[token.end() :]) - len(text[token.end() :].lstrip())
+        try:
+            schema, length = json.JSONDecoder().raw_decode(text[start:])
+        except (ValueError, RecursionError):
+            break  # the compiler has the place
+        parts += [text[end:start], json_grammar(schema, field=source.field).text]
+        end = start + length
+    return "".join([*parts, text[end:]])
 
 
 def with_whitespace(source: GrammarSource | None, pattern: str, *, field: str) -> GrammarSource:
@@ -167,7 +206,10 @@ def with_whitespace(source: GrammarSource | None, pattern: str, *, field: str) -
         raise InvalidParameter(
             f"`{field}` has {len(pattern)} characters; the limit is {MAX_WHITESPACE}", parameter=field
         )
-    return dataclasses.replace(source, whitespace=pattern, is_plain=False)
+    try:
+        return dataclasses.replace(source, whitespace=portable_pattern(pattern), is_plain=False)
+    except ValueError as error:
+        raise InvalidParameter(f"`{field}` is not supported: {error}", parameter=field) from error
 
 
 def _is_plain(schema: Mapping[str, Json]) -> bool:
@@ -233,7 +275,9 @@ class _SchemaCopy:
                 continue
             if keyword in UNSUPPORTED:
                 self.unsupported.setdefault(keyword, place)
+            self._check(keyword, value, place)
             copied[keyword] = self._value(keyword, value, f"{place}/{printable(keyword[:40])}")
+        self._bound_integers(copied)
         if copied.get("format") in _TIMES:
             if "pattern" in copied:
                 inner = copied.get("allOf")
@@ -242,7 +286,40 @@ class _SchemaCopy:
                 copied["pattern"] = _BEFORE_LEAP
         return copied
 
+    def _check(self, keyword: str, value: Json, place: str) -> None:
+        """Raise `InvalidParameter` for values that the compiler takes for no restriction."""
+        if keyword == "required" and not isinstance(value, list):
+            raise self._source.refusal(f"`required` ({place}) must be a list of names")
+        if keyword == "multipleOf" and isinstance(value, int | float) and not value > 0:
+            raise self._source.refusal(f"`multipleOf` ({place}) must be above 0")
+        if keyword in _BOUNDS and isinstance(value, int) and abs(value) < 1 << 1000 and int(float(value)) != value:
+            raise self._source.refusal(
+                f"`{keyword}` ({place}) is {value}, which has more digits than the compiler keeps of a number"
+            )
+        if keyword == "format" and value == "unknown":
+            raise self._source.refusal(f"the `format` unknown ({place}) is none")
+
+    def _bound_integers(self, copied: dict[str, Json]) -> None:
+        """Put the bounds of a format of integers beside it."""
+        bounds = _INTEGER_FORMATS.get(str(copied.get("format")))
+        if bounds is None or copied.get("type") != "integer":
+            return
+        for keyword, bound, tighter in (("minimum", bounds[0], max), ("maximum", bounds[1], min)):
+            given = copied.get(keyword)
+            copied[keyword] = tighter(given, bound) if isinstance(given, int | float) else bound
+        self.is_plain = False
+
+    def _pattern(self, pattern: Json, place: str) -> Json:
+        try:
+            return portable_pattern(pattern, is_of_schema=True) if isinstance(pattern, str) else pattern
+        except ValueError as error:
+            raise self._source.refusal(f"the expression of {place}: {error}") from error
+
     def _value(self, keyword: str, value: Json, place: str) -> Json:
+        if keyword == "pattern":
+            return self._pattern(value, place)
+        if keyword == "patternProperties" and isinstance(value, dict):
+            value = {self._pattern(name, place): inner for name, inner in value.items()}
         if keyword in _SCHEMAS and isinstance(value, list):
             return [self.of(inner, f"{place}/{index}") for index, inner in enumerate(value)]
         if keyword in _NAMED_SCHEMAS and isinstance(value, dict):
