@@ -67,6 +67,8 @@ LIMITS = """## Limits
   that past. A fleet that starts empty pays every first load from the store, under any policy.
 - The load-share baseline is a re-implementation from a description; its inner router is the least busy replica.
 - Popularity stands still but for the crowd. Prompts share no prefix. Messages take no time; a death is seen at once.
+- With a flat demand (Zipf 0.6) the fleet's policy has 1.4 times the hits of load share, and a 99th percentile several
+  times as high: running requests for adapters without a place share the quarter of a bank that pins leave free.
 - Lengths are those of the workload, without spread, unless a table says so.
 - Fleets of hundreds of replicas, a million adapters and a day's swing were not simulated: only the ranking was measured
   with a thousand replicas.
