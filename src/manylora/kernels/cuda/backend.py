@@ -5,12 +5,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manylora.kernels.collectives import Collectives
+from manylora.kernels.cuda.sampling import sample_on_device
 from manylora.kernels.cuda.staging import SequenceRows, stage, staged_attention
 from manylora.kernels.interface import CompiledForward, Forward
 from manylora.kernels.operands import AttentionBatch, KvCache, Packed, StepInput
 from manylora.kernels.plain.attention import PlainKv, plain_kv
 from manylora.kernels.plain.kernels import PlainKernels
 from manylora.kernels.plain.weights import plain
+from manylora.kernels.sampling import SamplingRules
 
 
 class TorchKernels(PlainKernels):
@@ -56,6 +58,9 @@ class TorchKernels(PlainKernels):
             if low < 0 or high >= len(rows):
                 raise IndexError(f"a token id is outside the table of {len(rows)} rows")
         return rows[token_ids.to(rows.device, non_blocking=True)]
+
+    def sample(self, logits: Tensor, rules: SamplingRules) -> tuple[list[int], list[float]]:
+        return sample_on_device(logits, rules)
 
     def attend(self, q: Tensor, kv: KvCache, layer: int, window: int | None, batch: AttentionBatch) -> Tensor:
         cache, staged = plain_kv(kv), staged_attention(batch, self.torch_device)

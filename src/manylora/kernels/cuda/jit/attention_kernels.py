@@ -109,6 +109,7 @@ def attend_kernel(
             lines = line[:, None] * HEAD_DIM + dim[None, :]
             tl.store(totals + lines, split_total, mask=is_own[:, None] & is_dim[None, :])
     if FUSES:
+        weight = tl.where(weight == 0.0, 1.0, weight)  # rows that fill the tile alone have seen nothing
         mixed = (total / weight[:, None]).to(out.dtype.element_ty)
         tl.store(out + cell, mixed, mask=is_own[:, None] & is_dim[None, :])
 
