@@ -1,0 +1,203 @@
+"""Kernels in Triton beside operations of torch, on one card: agreement, then times of both and of a plain copy.
+
+    python -m benchmarks.gpu [--device cuda:0] [--rounds N] [--json OUT]
+    python -m benchmarks.gpu --dry-run
+
+Each case is one operation in the shape of a 7B base. First both back ends compute it on the same values: the largest
+difference is printed. Then they take turns, timed by events of the card. `bytes` are those that the operation must read
+and write; beside them stands the bandwidth of a copy in the same run. `--dry-run` computes every case once on the CPU,
+in Triton's interpreter and in small shapes, and prints the differences alone: it has no times.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from manylora.bench.machine import describe
+from manylora.errors import ConfigInvalid
+from manylora.ids import Digest
+from manylora.kernels.cuda.backend import TorchKernels
+from manylora.kernels.cuda.device import find_device
+from manylora.kernels.lora_batch import LoraSegment, PlacedAdapter
+from manylora.kernels.operands import AttentionBatch
+from manylora.kernels.projections import LoraTarget, Projection
+
+RANKS = (4, 8, 16, 64)
+BLOCK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes of the cases: width of the rows, heads of `head_dim`, rows of adapters, contexts of one row each."""
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rows: tuple[int, ...]
+    contexts: tuple[int, ...]
+
+
+CARD = Sizes(4096, 32, 8, 128, (1, 8, 16, 64, 512), (192, 1024, 8192))
+DRY = Sizes(72, 4, 2, 8, (1, 5), (9, 600))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One operation on given values: called with a back end, it returns its result."""
+
+    name: str
+    num_bytes: int
+    run: Callable[[TorchKernels], Tensor]
+
+
+def cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    hidden = sizes.hidden
+    weight = torch.ones(hidden, device=device)
+    for rows in sizes.rows:
+        x, delta, gate_up = drawn(rows, hidden), drawn(rows, hidden), drawn(rows, 2 * hidden)
+        yield Case(f"add_norm, {rows} rows", 4 * x.nbytes, partial(added_norm, x, delta, weight))
+        yield Case(f"gated_silu, {rows} rows", 3 * x.nbytes, partial(activated, gate_up))
+        yield from lora_cases(sizes, x, drawn)
+    for context in sizes.contexts:
+        yield attention_case(sizes, context, drawn, device)
+
+
+def added_norm(x: Tensor, delta: Tensor, weight: Tensor, own: TorchKernels) -> Tensor:
+    return own.add_norm(x.clone(), delta, weight, 1e-5)
+
+
+def activated(gate_up: Tensor, own: TorchKernels) -> Tensor:
+    return own.gated_silu(gate_up)
+
+
+def lora_cases(sizes: Sizes, x: Tensor, drawn: Callable[..., Tensor]) -> Iterator[Case]:
+    """q, k, v of rows that have one adapter together, and of rows that each have another, ranks in turn."""
+    rows, hidden = x.shape
+    outs = [sizes.heads * sizes.head_dim, *(sizes.kv_heads * sizes.head_dim,) * 2]
+    targets = tuple(
+        LoraTarget(projection, sum(outs[:index]), out)
+        for index, (projection, out) in enumerate(zip((Projection.Q, Projection.K, Projection.V), outs, strict=True))
+    )
+    y = drawn(rows, sum(outs))
+    for name, number in {"one adapter": 1, "each row another": rows}.items():
+        placed = [adapter(index, RANKS[index % len(RANKS)], hidden, outs, drawn) for index in range(min(number, 64))]
+        edges = np.linspace(0, rows, len(placed) + 1).astype(int).tolist()
+        segments = tuple(
+            LoraSegment(start, stop, own) for start, stop, own in zip(edges, edges[1:], placed, strict=False)
+        )
+        num_bytes = sum(own.image.nbytes for own in placed) + x.nbytes + 2 * y.nbytes
+
+        def run(own: TorchKernels, segments: tuple[LoraSegment, ...] = segments) -> Tensor:
+            into = y.clone()
+            own.add_lora(into, x, own.prepare_lora(segments), 0, targets)
+            return into
+
+        yield Case(f"add_lora, {rows} rows, {name}", num_bytes, run)
+
+
+def adapter(number: int, rank: int, hidden: int, outs: list[int], drawn: Callable[..., Tensor]) -> PlacedAdapter:
+    table = np.zeros((1, len(Projection), 3), dtype=np.int64)
+    parts, used = [], 0
+    for index, out in enumerate(outs):
+        a, b = drawn(rank * hidden), drawn(rank * out) * 0.02
+        table[0, index] = used, used + a.numel(), rank
+        used += a.numel() + b.numel()
+        parts += [a, b]
+    return PlacedAdapter(Digest(f"{number:064d}"), torch.cat(parts), table)
+
+
+def attention_case(sizes: Sizes, context: int, drawn: Callable[..., Tensor], device: torch.device) -> Case:
+    """Eight sequences with one row each."""
+    count, width = 8, sizes.kv_heads * sizes.head_dim
+    blocks = -(-context // BLOCK)
+    keys, values = (drawn(1, count * blocks, BLOCK, sizes.kv_heads, sizes.head_dim) for _ in range(2))
+    q = drawn(count, sizes.heads * sizes.head_dim)
+    tables = torch.randperm(count * blocks, generator=torch.Generator().manual_seed(2)).view(count, blocks).int()
+    last = torch.full((count,), context - 1, dtype=torch.int32)
+    batch = AttentionBatch(last, last.long(), torch.arange(count, dtype=torch.int32), tables)
+
+    def run(own: TorchKernels) -> Tensor:
+        kv = own.new_kv(layers=1, num_blocks=1, block_size=BLOCK, kv_heads=sizes.kv_heads, head_dim=sizes.head_dim)
+        kv.keys, kv.values = keys, values  # type: ignore[attr-defined]  # plain keys and values
+        return own.attend(q, kv, 0, None, batch)
+
+    return Case(f"attend, {count} rows of {context}", 2 * count * context * width * keys.element_size(), run)
+
+
+def timed(run: Callable[[], object], rounds: int) -> float:
+    """Return the median milliseconds of a call, by events of the card."""
+    found: list[float] = []
+    event: Any = torch.cuda.Event  # torch gives it no types
+    for _ in range(rounds):
+        begin, end = event(enable_timing=True), event(enable_timing=True)
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        found.append(begin.elapsed_time(end))
+    return statistics.median(found)
+
+
+def compare(case: Case, plain: TorchKernels, own: TorchKernels, rounds: int) -> dict[str, Any]:
+    """Return the largest relative difference of a case; with rounds also the milliseconds of both back ends."""
+    expected, found = case.run(plain).float(), case.run(own).float()
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    line: dict[str, Any] = {"case": case.name, "bytes": case.num_bytes, "difference": difference}
+    if rounds:
+        turns = [(timed(lambda: case.run(plain), 5), timed(lambda: case.run(own), 5)) for _ in range(rounds)]
+        line["torch_ms"] = statistics.median(torch_ms for torch_ms, _ in turns)
+        line["triton_ms"] = statistics.median(triton_ms for _, triton_ms in turns)
+        line["ratio_spread"] = sorted(triton_ms / torch_ms for torch_ms, triton_ms in turns)[:: max(1, rounds - 1)]
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    given = parser.parse_args()
+    if given.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"  # before the import of the kernels
+    try:
+        device = torch.device("cpu") if given.dry_run else find_device(given.device)
+    except ConfigInvalid as error:
+        raise SystemExit(error.message) from None
+    dtype, sizes = (torch.float32, DRY) if given.dry_run else (torch.bfloat16, CARD)
+    from manylora.kernels.cuda.jit.backend import TritonKernels
+
+    plain, own = TorchKernels(device, dtype), TritonKernels(device, dtype)
+    found: dict[str, Any] = {"machine": describe(), "lines": []}
+    if not given.dry_run:
+        source, target = (torch.empty(1 << 30, dtype=torch.uint8, device=device) for _ in range(2))
+        found["copy_gb_per_s"] = 2 * source.nbytes / timed(lambda: target.copy_(source), given.rounds) / 1e6
+        print(f"{torch.cuda.get_device_name(device)}, copy {found['copy_gb_per_s']:.0f} GB/s")
+    for case in cases(sizes, device, dtype):
+        line = compare(case, plain, own, 0 if given.dry_run else given.rounds)
+        found["lines"].append(line)
+        print(
+            "  ".join(f"{key} {value:.3g}" if isinstance(value, float) else str(value) for key, value in line.items())
+        )
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
