@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from manylora.adapter_state import AdapterAction
 from manylora.cluster.demand import Arrivals, DemandEstimate
+from manylora.cluster.homes import home_order
 from manylora.cluster.placement import Placement, PlacementRules, changes, degree, plan
 from manylora.ids import Digest, ReplicaId
 from tests.cluster.fleets import MEGABYTE, adapter, demand_of, replica, rooms
@@ -83,6 +84,13 @@ def test_a_larger_fleet_moves_about_its_share(count: int) -> None:
     assert len(before.places) == number
     assert {name for digest in moved for name in after.places[digest]} == {replica(count)}
     assert 0.6 * number / (count + 1) < len(moved) < 1.3 * number / (count + 1)
+
+
+def test_an_adapter_stays_at_a_place_that_is_not_its_home() -> None:
+    names = [replica(number) for number in range(4)]
+    far = ReplicaId(home_order(adapter(0), [str(name) for name in names])[3])
+    before = Placement({adapter(0): (far,)}, frozenset(names))
+    assert plan(demand_of({0: 1.0}), rooms(4), before).places == before.places
 
 
 def test_a_smaller_fleet_moves_only_what_the_lost_replica_had() -> None:

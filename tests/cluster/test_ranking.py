@@ -223,6 +223,22 @@ def test_an_old_heartbeat_changes_nothing_and_a_gap_asks_for_a_whole_one() -> No
     assert view.tier(adapter(2), replica(0)) is Tier.STORE
 
 
+def test_a_forgotten_replica_leaves_its_slot_and_nothing_else() -> None:
+    view = view_of(beat(0, tiers={adapter(0): Tier.DEVICE}, prefixes={7: 10}), beat(1))
+    view.place({adapter(0): (replica(0), replica(1))})
+    ticket = view.route(replica(0), 50.0)
+    view.forget(replica(0))
+    view.settle(replica(0), ticket)
+    assert rank(want(), view, RULES) == [replica(1)]
+    assert (view.tiers, view.prefixes) == ({}, {})
+    for number in range(2, 9):
+        view.apply(beat(number))
+        assert set(rank(want(), view, RULES)) == {replica(1), replica(number)}
+        assert view.queue_tokens().tolist() == [0.0, 0.0]
+        view.forget(replica(number))
+    assert len(view.replicas) == 2
+
+
 @pytest.mark.parametrize(("backlog", "speed"), [(-1.0, 1.0), (0.0, 0.0), (0.0, float("nan")), (float("inf"), 1.0)])
 def test_a_heartbeat_of_impossible_numbers_is_refused(backlog: float, speed: float) -> None:
     with pytest.raises(ValueError, match=r"(backlog_tokens|tokens_per_s) of replica replica-0 is"):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from manylora.cluster.homes import key_of
 from manylora.cluster.spots import Spots
 from manylora.ids import Digest, ReplicaId
+
+Key = TypeVar("Key", Digest, int)
 
 
 class Tier(IntEnum):
@@ -102,6 +105,7 @@ class FleetView:
         self.placed: dict[Digest, NDArray[np.intp]] = {}
         self._drains_s: NDArray[np.float64] = np.zeros(0)  # the time at which the reported backlog is computed
         self._lasts_s: NDArray[np.float64] = np.zeros(0)  # the seconds that it takes from the heartbeat on
+        self._free: list[int] = []
         self._epochs: list[int] = []
         self._held: list[set[Digest]] = []
         self._cached: list[set[int]] = []
@@ -141,7 +145,9 @@ class FleetView:
 
     def settle(self, replica: ReplicaId, number: int) -> None:
         """Take a request out of the queue: its first token came, it ended, or it did not reach its replica."""
-        slot = self.slots[replica]
+        slot = self.slots.get(replica)
+        if slot is None:
+            return  # the replica is forgotten, and its requests with it
         self._waiting[slot].pop(number, None)
         # A sum made anew: a running one drifts by its roundings.
         self.own_tokens[slot] = sum(self._waiting[slot].values())
@@ -153,6 +159,14 @@ class FleetView:
         self._waiting[slot].clear()
         self.own_tokens[slot] = self.other_tokens[slot] = 0.0
         self._clear(slot)
+
+    def forget(self, replica: ReplicaId) -> None:
+        """Close a replica that does not come back, and free its slot for the next one that joins."""
+        self.close(replica)
+        slot = self.slots.pop(replica)
+        self.placed = {digest: slots[slots != slot] for digest, slots in self.placed.items()}
+        self._epochs[slot] = self._sent[slot] = 0
+        self._free.append(slot)
 
     def place(self, placement: Mapping[Digest, tuple[ReplicaId, ...]]) -> None:
         """Take over the places of adapters; replicas that have sent no heartbeat are left out."""
@@ -178,7 +192,11 @@ class FleetView:
 
     def _slot(self, replica: ReplicaId) -> int:
         slot = self.slots.get(replica)
-        if slot is None:
+        if slot is None and self._free:
+            slot = self.slots[replica] = self._free.pop()
+            self.replicas[slot] = replica
+            self.keys[slot] = key_of(replica)
+        elif slot is None:
             slot = self.slots[replica] = len(self.replicas)
             self.replicas.append(replica)
             self.keys = np.append(self.keys, key_of(replica))
@@ -197,9 +215,9 @@ class FleetView:
 
     def _clear(self, slot: int) -> None:
         for digest in self._held[slot]:
-            self.tiers[digest].remove(slot)
+            _remove(self.tiers, digest, slot)
         for prefix in self._cached[slot]:
-            self.prefixes[prefix].remove(slot)
+            _remove(self.prefixes, prefix, slot)
         self._held[slot].clear()
         self._cached[slot].clear()
 
@@ -208,7 +226,7 @@ class FleetView:
             if tier is Tier.STORE:
                 if digest in self._held[slot]:
                     self._held[slot].discard(digest)
-                    self.tiers[digest].remove(slot)
+                    _remove(self.tiers, digest, slot)
             else:
                 self._held[slot].add(digest)
                 self.tiers.setdefault(digest, Spots()).put(slot, float(tier))
@@ -216,7 +234,15 @@ class FleetView:
             if tokens <= 0:
                 if prefix in self._cached[slot]:
                     self._cached[slot].discard(prefix)
-                    self.prefixes[prefix].remove(slot)
+                    _remove(self.prefixes, prefix, slot)
             else:
                 self._cached[slot].add(prefix)
                 self.prefixes.setdefault(prefix, Spots()).put(slot, float(tokens))
+
+
+def _remove(spots_by_key: dict[Key, Spots], key: Key, slot: int) -> None:
+    """Remove a slot's value, and the key with its last one: adapters come and go for months."""
+    spots = spots_by_key[key]
+    spots.remove(slot)
+    if not len(spots):
+        del spots_by_key[key]
