@@ -13,7 +13,7 @@ from manylora.adapter_ref import SourceName, parse_adapter_name
 from manylora.adapters.sources.upload_folders import folder_sources
 from manylora.config.folders import cache_dir
 from manylora.config.groups.adapters import MIB
-from manylora.config.settings import Config, signup_limits
+from manylora.config.settings import Config
 from manylora.errors import ConfigInvalid, MemoryPlanImpossible, StartupError
 from manylora.models.fetch.catalog import describe, request_names, served_name, short_name
 from manylora.models.spec import ModelSpec
@@ -76,7 +76,6 @@ def named_bases(config: Config) -> tuple[ServerBase, ...]:
     numbers = _numbers(config, bases)
     values = {name: _values(numbers, f"model.{name}", getattr(config.model, name)) for name in OF_BASES}
     _values(numbers, "model.memory_share_of", config.model.memory_share_of)
-    _refuse_limits_of_others(config, bases)
     own = [
         dataclasses.replace(
             base, config=_own(base.config, {name: found.get(number) for name, found in values.items()}, len(bases))
@@ -150,14 +149,6 @@ def _numbers(config: Config, bases: Sequence[ServerBase]) -> dict[str, int]:
     """Return the number of each base by its names in settings, in lower case."""
     given = (config.model.base, *config.model.more_bases)
     return {name.lower(): number for number, base in enumerate(bases) for name in (given[number], *base.names)}
-
-
-def _refuse_limits_of_others(config: Config, bases: Sequence[ServerBase]) -> None:
-    served = {base.name for base in bases}
-    for own in signup_limits(config).bases:
-        if own.base not in served:
-            names = ", ".join(sorted(served))
-            raise ConfigInvalid(f"control.signup_limits: {own.base} is no base of this server; it serves {names}")
 
 
 def _named(config: Config, given: str) -> ServerBase:

@@ -28,7 +28,11 @@ async def access_of(limits: Limits) -> Access:
 def test_a_base_at_its_limit_is_refused_by_name_while_the_other_serves(tmp_path: Path) -> None:
     async def main() -> None:
         own = BaseLimits(base="org/small", requests_per_minute=1, tokens_per_minute=90, concurrent_streams=1)
-        access = await access_of(Limits(requests_per_minute=4, bases=(own,)))
+        access = await access_of(Limits(requests_per_minute=8, bases=(own,)))
+        plan = tmp_path / "adapters" / "plan"
+        plan.mkdir(parents=True)
+        (plan / "adapter_config.json").write_text("{}")
+        (plan / "adapter_model.safetensors").write_text("{}")
         async with started_bases(tmp_path, Config()) as ((small, _), started):
             app = create_app(Config(), started, access=access)
             transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library
@@ -45,6 +49,9 @@ def test_a_base_at_its_limit_is_refused_by_name_while_the_other_serves(tmp_path:
                     refused = await ask("org/small")
                     assert (refused.status_code, refused.headers["retry-after"]) == (429, "60")
                     assert "1 requests per minute (tenant default, base org/small)" in refused.text
+                small.texts.asked.clear()
+                assert (await ask("small/plan")).status_code == 429
+                assert small.texts.asked == []  # an engine that is asked would fetch a remote adapter
                 assert [(await ask("large")).status_code for _ in range(4)] == [200, 200, 200, 429]
             assert len(small.submitted) == 3
             await app.admission.emptied()

@@ -52,6 +52,24 @@ def test_a_base_without_a_price_is_not_sold_unless_it_is_declared_free(tmp_path:
     run(scenario)
 
 
+def test_sign_ups_limits_of_a_base_need_its_server_or_its_price(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        def config(base: str, **settings: Any) -> Config:
+            limits = ("adapters=3", f"{base}/requests_per_minute=9")
+            return config_in(tmp_path, control__signup_limits=limits, **settings)
+
+        for unknown in ("smollm2-135m-instruct", "other"):  # names are exact, as limits of tenants are
+            said = f"control.signup_limits: no server here serves the base model `{unknown}`; .*SmolLM2"
+            with pytest.raises(ConfigInvalid, match=said):
+                await ControlSession.join(config(unknown), host_control, SystemClock())
+        served, priced = config("SmolLM2-135M-Instruct"), config("Mistral-7b-instruct")
+        for each in (served, priced, config("a", control__free_bases=("a",))):
+            member = await ControlSession.join(each, host_control, SystemClock())
+            await member.leave()
+
+    run(scenario)
+
+
 def test_a_control_plane_elsewhere_needs_the_edges_token(tmp_path: Path) -> None:
     async def scenario() -> None:
         config = config_in(tmp_path, control__url="http://127.0.0.1:1")

@@ -8,7 +8,7 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.clock import ManualClock
 from manylora.engine.events import Finished, FinishReason
 from manylora.engine.request import Request, SamplingParams, StopParams
-from manylora.errors import EngineFault, Unavailable
+from manylora.errors import EngineFault, RankLost, Unavailable
 from manylora.ids import PROBE_FLOW, Flow, mint_request_id
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.messages import StepFrame
@@ -73,6 +73,20 @@ def test_the_server_s_own_probe_is_never_a_suspect() -> None:
             client.lose(FinishReason.ENGINE_FAILURE)
         with pytest.raises(EngineFault):
             client.generate(request(0))
+
+    asyncio.run(scenario())
+
+
+def test_the_loss_of_ranks_makes_no_suspect() -> None:
+    async def scenario() -> None:
+        client = EngineClient(ManualTransport(), clock=ManualClock())
+        await client.start()
+        for _ in range(3):
+            stream = client.generate(request(0))
+            client.lose(FinishReason.ENGINE_FAILURE, RankLost("the engine has lost rank 1; repeat the request"))
+            assert stream.finished is not None
+            assert stream.finished.failure is not None
+            assert isinstance(stream.finished.failure.to_error(), RankLost)
 
     asyncio.run(scenario())
 

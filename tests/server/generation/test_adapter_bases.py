@@ -112,6 +112,25 @@ def test_an_adapter_without_a_base_goes_to_the_one_that_it_fits(tmp_path: Path) 
     asyncio.run(main())
 
 
+def test_an_adapter_that_changes_between_two_questions_is_of_the_base_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with two_bases(tmp_path) as two:
+            two.adapter("plan", None, fits="large")
+            ask = two.models.bases._questions.refusals
+
+            async def changed(*given: Any) -> Any:
+                two.fits("plan", "small large")
+                two.models.bases.forget(AdapterRef(SourceName.LOCAL, "plan"))
+                return await ask(*given)
+
+            monkeypatch.setattr(two.models.bases._questions, "refusals", changed)
+            assert await two.base("small/plan") == "org/small plan"
+
+    asyncio.run(main())
+
+
 def test_an_adapter_of_no_served_base_is_refused_with_those_that_fit(tmp_path: Path) -> None:
     async def main() -> None:
         async with two_bases(tmp_path) as two:

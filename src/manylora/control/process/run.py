@@ -1,6 +1,7 @@
 """The control plane as a process of its own: open it, serve on a listening socket until a signal, close it."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 
@@ -10,11 +11,14 @@ from manylora.config.settings import Config
 from manylora.control.control import Control
 from manylora.control.process.opening import open_control
 from manylora.control.process.running import running_control
+from manylora.control.tenants.signup import unknown_signup_bases
 from manylora.http.listener import url_of
 from manylora.http.serving import HttpServer
 from manylora.system.collector import exempt_modules
 from manylora.system.private_files import keep_private
 from manylora.system.signals import StopSignals
+
+log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 5
 CLOSE_WAIT_S = 10
@@ -42,6 +46,8 @@ async def _serve(control: Control, listener: socket.socket, ready: Ready) -> Non
     """Serve until the first signal; a second one closes the remaining connections at once."""
     with StopSignals() as signals:
         async with running_control(control) as running:
+            for message in await unknown_signup_bases(control):  # an edge that serves it may call later
+                log.warning("control.unknown_base %s", message)
             server = HttpServer(running.app, control.config, keep_alive_s=KEEP_ALIVE_S, close_wait_s=CLOSE_WAIT_S)
 
             async def force_exit() -> None:

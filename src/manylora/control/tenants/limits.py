@@ -58,16 +58,24 @@ async def require_known_bases(
 
     kept: the limits before, whose bases may stay although they are not served any more.
     """
-    named = {base.base for base in limits.bases} - {base.base for base in (kept or Limits()).bases}
+    kept_names = {base.base for base in (kept or Limits()).bases}
+    for message in await unknown_bases(control, connection, limits, kept_names):
+        raise InvalidParameter(message, parameter="limits")
+
+
+async def unknown_bases(
+    control: Control, connection: AsyncConnection, limits: Limits, kept: Collection[str] = ()
+) -> list[str]:
+    """Return a message for each base in limits that no server here serves, that has no price and is not in `kept`."""
+    named = {base.base for base in limits.bases} - {*kept}
     if not named:
-        return
+        return []
     served = {*await asyncio.to_thread(control.served_bases), *control.config.control.free_bases}
     priced = set((await connection.execute(select(prices.c.base).distinct())).scalars())
-    for base in sorted(named - served - priced):
-        raise InvalidParameter(
-            f"no server here serves the base model `{base[:80]}`; the nearest served one is `{nearest(base, served)}`",
-            parameter="limits",
-        )
+    return [
+        f"no server here serves the base model `{base[:80]}`; the nearest served one is `{nearest(base, served)}`"
+        for base in sorted(named - served - priced)
+    ]
 
 
 def nearest(base: str, served: Collection[str]) -> str:

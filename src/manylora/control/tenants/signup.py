@@ -4,11 +4,12 @@ import ipaddress
 from collections import OrderedDict
 
 from manylora.clock import Clock
-from manylora.config.settings import plan_weight
+from manylora.config.settings import plan_weight, signup_limits
 from manylora.control.control import Control
 from manylora.control.tenants.audit import Actor, record
 from manylora.control.tenants.credit import grant_credit
 from manylora.control.tenants.keys import Key, issue_key, key_facts
+from manylora.control.tenants.limits import unknown_bases
 from manylora.control.tenants.tenants import DEFAULT_PLAN, Tenant, create_tenant
 from manylora.errors import RequestRateExceeded, SignupClosed
 from manylora.tenancy import CUSTOMER_SCOPES, Limits
@@ -54,6 +55,16 @@ async def open_account(
         await record(connection, actor, "create", "tenant", tenant.id, tenant=tenant.id, after=facts)
         await record(connection, actor, "create", "key", key.facts.id, tenant=tenant.id, after=key_facts(key))
     return tenant, key, text
+
+
+async def unknown_signup_bases(control: Control) -> list[str]:
+    """Return a message for each base in `control.signup_limits` that limits of a tenant could not name now.
+
+    Raises `ControlUnavailable` if the database cannot be used.
+    """
+    async with control.database.read() as connection:
+        found = await unknown_bases(control, connection, signup_limits(control.config))
+    return [f"control.signup_limits: {message}" for message in found]
 
 
 class SignupLimiter:

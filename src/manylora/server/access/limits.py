@@ -115,18 +115,12 @@ class Limiter:
     def narrow(self, reservation: Reservation, limits: Mapping[str, Rates]) -> None:
         """Count a request against further holders: those of its base, which is known only now.
 
-        Its sequences at one time become those that the holders have left. A refusal counts it against no holder.
+        Its sequences at one time become those that the holders have left. A refusal counts it against none of these,
+        and it stays counted against the holders of `enter`, whose limits bound the work to find the base.
         Raises as `enter`. The caller must settle the reservation in that case, too.
         """
-        before = list(reservation.held)
         reservation.streams = self.streams_left(limits, reservation.streams, is_batch=reservation.is_batch)
-        try:
-            self._count(reservation, limits)
-        except LimitExceeded:
-            for each in before:
-                if (requests := each.holder.requests) is not None:
-                    requests.level = min(float(requests.limit), requests.level + 1)
-            raise
+        self._count(reservation, limits)
 
     def streams_left(self, limits: Mapping[str, Rates], wanted: int, *, is_batch: bool = False) -> int:
         """Return the number of sequences that every holder has left for a request: at most `wanted`, at least 1 of any.

@@ -303,8 +303,13 @@ class EngineClient:
                 self._streams.fail(stream, FinishReason.QUEUE_TIMEOUT, error)
 
     def lose(self, reason: FinishReason, fault: ManyloraError | None = None) -> None:
-        """End every request with `reason`, since the engine is gone. `fault` replaces each request's own error."""
-        self._suspects.blame(stream.request for stream in self._streams if stream.request.flow != PROBE_FLOW)
+        """End every request with `reason`, since the engine is gone.
+
+        fault: the error of every request, none of which is suspected: the loss of a rank or a shutdown is no
+        request's fault. None: each request has its own error.
+        """
+        if fault is None:
+            self._suspects.blame(stream.request for stream in self._streams if stream.request.flow != PROBE_FLOW)
         self._monitor.forget()
         self._lost_log_lines, self._lost_of_this_engine = self._lost_log_lines + self._lost_of_this_engine, 0
         self._adapter_replies.fail(fault or Unavailable(RESTARTED))

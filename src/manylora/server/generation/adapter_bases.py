@@ -129,7 +129,9 @@ class AdapterBases:
         refusals = await self._questions.refusals(self._handles, ref, caller, patience_s)
         fitting = [each for each, refusal in refusals.items() if refusal is None]
         if asked is not None:
-            raise _with_hint(refusals[asked], ref, fitting)
+            if (refusal := refusals[asked]) is None:  # the folder's adapter has changed since the first question
+                return asked
+            raise _with_hint(refusal, ref, fitting)
         if (silent := next((each for each in refusals.values() if isinstance(each, NoAnswer)), None)) is not None:
             raise _with_hint(silent, ref, fitting)
         if len(fitting) == 1 and not declared:
@@ -158,8 +160,7 @@ def _of_another_base(ref: AdapterRef, asked: ModelHandle, base: ModelHandle) -> 
     )
 
 
-def _with_hint(refusal: ManyloraError | None, ref: AdapterRef, fitting: Sequence[ModelHandle]) -> ManyloraError:
-    assert refusal is not None, "there is a refusal"
+def _with_hint(refusal: ManyloraError, ref: AdapterRef, fitting: Sequence[ModelHandle]) -> ManyloraError:
     hints = " or ".join(f"`{base.name}/{ref.id}`" for base in fitting)
     hint = f"; it fits another base of this server: ask for {hints}" if fitting else ""
     return type(refusal)(f"{refusal.message}{hint}")

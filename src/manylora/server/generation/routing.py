@@ -50,6 +50,14 @@ class Target:
     adapter: AdapterRef | None
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The names of a request, resolved. asked: the base that they name; None: it is that of the adapter."""
+
+    asked: ModelHandle | None
+    adapter: AdapterRef | None
+
+
 class ModelRouter:
     """Finds the base and the adapter of each request. The first handle is the default. It belongs to one event loop."""
 
@@ -74,7 +82,14 @@ class ModelRouter:
     async def target(self, naming: Naming, caller: Caller) -> Target:
         """Return the base and the adapter that a request means to its caller.
 
-        Raises as `AdapterResolver.adapter` and `AdapterBases.of`, and `InvalidParameter` for a base of another path.
+        Raises as `resolved` and `AdapterBases.of`.
+        """
+        return await self.target_of(await self.resolved(naming, caller), caller)
+
+    async def resolved(self, naming: Naming, caller: Caller) -> Named:
+        """Resolve the names in a request. No engine is asked, so that nothing is fetched.
+
+        Raises as `AdapterResolver.adapter`, and `InvalidParameter` for a base of another path.
         """
         within = self.named(naming.deployment)
         asked = within or self.named(naming.model)
@@ -87,11 +102,16 @@ class ModelRouter:
             asked = self.named(name) or asked or self.default
         if within is not None and asked is not within:
             raise other_base(naming.field, asked or self.default, within)
-        if adapter is None:
-            return Target(asked or self.default, None)
-        if len(self.handles) == 1:
-            return Target(self.default, adapter)
-        return Target(await self.bases.of(adapter, caller, asked=asked), adapter)
+        return Named(self.default if len(self.handles) == 1 else asked, adapter)
+
+    async def target_of(self, named: Named, caller: Caller) -> Target:
+        """Return the target of resolved names. The engines may be asked, which fetch the adapter.
+
+        Raises as `AdapterBases.of`.
+        """
+        if named.adapter is None:
+            return Target(named.asked or self.default, None)
+        return Target(await self.bases.of(named.adapter, caller, asked=named.asked), named.adapter)
 
     async def base_of(self, adapter: AdapterRef, caller: Caller, named: str | None) -> ModelHandle:
         """Return the base of an adapter for an act on it. `named`: the base in the act's request; None: there is none.

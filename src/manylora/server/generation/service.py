@@ -22,7 +22,7 @@ from manylora.server.generation.input_processor import PreparedPrompt
 from manylora.server.generation.models import ModelHandle
 from manylora.server.generation.order import Order
 from manylora.server.generation.outputs import RequestOutputs, SequenceOutput
-from manylora.server.generation.routing import ModelRouter, Naming
+from manylora.server.generation.routing import ModelRouter, Naming, Target
 from manylora.server.http.context import HttpContext, RequestState
 from manylora.server.metering.meter import Meter, OpenUsage, Payer
 from manylora.server.metering.records import NO_TIMINGS, Timings
@@ -120,9 +120,7 @@ class Completion:
     async def __aenter__(self) -> Self:
         try:
             self._admission = self._enter()
-            target = await self._service.models.target(self._naming(), self._caller)
-            self.model = target.model
-            wave = self._enter_base()
+            target, wave = await self._find_target()
             self.prompts = await self.model.inputs.prepare(self.order, target.adapter, self._caller)
             await self._reserve()
             self._open_usage()
@@ -157,11 +155,24 @@ class Completion:
             self._held.enter_context(self._service.admission.hold_prompts(self._caller.tenant, self.order.size))
         return admission
 
-    def _enter_base(self) -> int:
+    async def _find_target(self) -> tuple[Target, int]:
+        """Return the base and the adapter of the request, and the number of its sequences that may be under way.
+
+        The places of a base that the names tell are held before an engine is asked about the adapter, which may fetch
+        it.
+        """
+        models = self._service.models
+        named = await models.resolved(self._naming(), self._caller)
+        wave = None if named.asked is None else self._enter_base(named.asked)
+        target = await models.target_of(named, self._caller)
+        return target, self._enter_base(target.model) if wave is None else wave
+
+    def _enter_base(self, model: ModelHandle) -> int:
         """Hold places of the base, in the caller's limits and in the server.
 
         Return the number of sequences that may be under way at one time.
         """
+        self.model = model
         self._service.access.enter_base(self._admission, self.model.name)
         streams, places, caller = self._admission.streams, self.model.places, self._caller
         if places is None:
