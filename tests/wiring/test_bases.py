@@ -11,7 +11,7 @@ from manylora.adapters.sources.source import CONFIG_FILE, WEIGHTS_FILE
 from manylora.config.groups.adapters import MIB
 from manylora.config.settings import Config, load_config
 from manylora.errors import ConfigInvalid, MemoryPlanImpossible, StartupError
-from manylora.wiring.bases import division_lines, server_bases
+from manylora.wiring.bases import division_lines, named_bases, server_bases
 from manylora.wiring.memory_plan import PROCESS_BYTES
 
 SHAPE = {
@@ -170,6 +170,15 @@ def test_a_degree_that_does_not_divide_a_base_is_refused_by_its_name(tmp_path: P
     message = refusal(two(tmp_path, model__tensor_parallel_of=("large=3",)))
     assert message.startswith(f"{tmp_path}/large: tensor-parallel degree 3 does not divide the 4 attention heads")
     assert "degrees of this base: 1, 2" in message
+
+
+def test_a_wait_for_ranks_that_the_edge_cuts_short_is_refused_by_name(tmp_path: Path) -> None:
+    several: dict[str, Any] = {"model__tensor_parallel_of": ("large=2",), "server__health_stall_s": 12.0}
+    message = refusal(two(tmp_path, **several, model__rank_timeout_s=10.5))
+    assert message.startswith("model.rank_timeout_s must be at least 2 s below server.health_stall_s (12)")
+    assert message.endswith(f"{tmp_path}/large. Given: 10.5")
+    named_bases(two(tmp_path, **several, model__rank_timeout_s=10.0))
+    named_bases(two(tmp_path, server__health_stall_s=12.0, model__rank_timeout_s=60.0))
 
 
 def test_nccl_is_refused_without_a_cuda_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

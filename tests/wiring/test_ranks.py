@@ -26,7 +26,7 @@ from tests.support.waiting import has_word
 
 PROMPTS = ["the quick brown fox", "hello world", "hello", "over the lazy dog"]
 NAMES = [None, "plain", "speaking", "plain"]
-SETTINGS: dict[str, Setting] = {"model.kernels": "reference", "model.rank_timeout_s": 60.0}
+SETTINGS: dict[str, Setting] = {"model.kernels": "reference", "model.rank_timeout_s": 25.0}
 
 
 @pytest.fixture(scope="module")

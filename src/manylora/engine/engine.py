@@ -1,5 +1,6 @@
 """The engine's loop body, one step: poll conditions → expire → plan → execute → commit."""
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -172,9 +173,10 @@ class Engine:
 
     def close(self) -> None:
         """Stop the loaders and the trials of grammars, and free the executor; the engine is not used afterwards."""
-        self._store.close()
-        self._executor.close()
-        self._grammars.close()
+        with contextlib.ExitStack() as closing:  # each is closed, whichever of them raises
+            closing.callback(self._grammars.close)
+            closing.callback(self._executor.close)
+            closing.callback(self._store.close)
 
     def stats(self) -> EngineStats:
         """Return the engine's gauges and totals."""

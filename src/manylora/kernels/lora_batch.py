@@ -97,3 +97,9 @@ class LoraBatch:
     @property
     def has_extras(self) -> bool:
         return any(segment.adapter.extras.size for segment in self.segments)
+
+
+def overwrite_copied(source: Tensor, placed: Tensor) -> None:
+    """Overwrite with zeros a tensor that a device has copied to `placed`; nothing if both are the same memory."""
+    if source.device != placed.device or source.data_ptr() != placed.data_ptr():
+        source.zero_()

@@ -21,7 +21,7 @@ from manylora.models.tensor_parallel import shard
 from manylora.server.names.declared_bases import DeclaredBases
 from manylora.wiring.memory_plan import BaseSizes, base_sizes, plan_memory, rank_process_bytes
 from manylora.wiring.planning import available_bytes as available
-from manylora.wiring.planning import planned_form, refuse_impossible_plan, refuse_impossible_ranks
+from manylora.wiring.planning import planned_form, refuse_hidden_losses, refuse_impossible_plan, refuse_impossible_ranks
 
 OF_BASES = ("quantize_of", "max_model_len_of", "tensor_parallel_of")
 """Settings of the model that give single bases a value of their own, as `base=value`."""
@@ -69,7 +69,8 @@ def named_bases(config: Config) -> tuple[ServerBase, ...]:
     """Return the bases of the settings with the settings of each, before any division of memory.
 
     Raises:  `ModelNotFound`, `ModelUnsupported`; `ConfigInvalid` for one base twice, for two of one name, for a setting
-             of a base that is not served, and for a number of ranks that does not divide its base
+             of a base that is not served, for a number of ranks that does not divide its base, and for a
+             `model.rank_timeout_s` that `server.health_stall_s` cuts short
     """
     bases = tuple(_named(config, base) for base in (config.model.base, *config.model.more_bases))
     _refuse_equal_names(bases)
@@ -84,6 +85,7 @@ def named_bases(config: Config) -> tuple[ServerBase, ...]:
     ]
     for base in own:
         refuse_impossible_ranks(base.config, base.spec)
+        refuse_hidden_losses(base.config)
     return tuple(own)
 
 

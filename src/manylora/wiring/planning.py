@@ -43,6 +43,10 @@ def available_bytes(config: Config) -> int:
     return config.engine.memory_bytes or find_resources((os.getpid(),)).memory_bytes
 
 
+LOSS_S = 2.0
+"""Seconds in which an engine whose wait for a rank has ended finds the processes that have ended, and says so."""
+
+
 def refuse_impossible_ranks(config: Config, spec: ModelSpec) -> None:
     """Raise `ConfigInvalid` if the ranks of the settings cannot share a base, or cannot reach each other."""
     model = config.model
@@ -54,6 +58,17 @@ def refuse_impossible_ranks(config: Config, spec: ModelSpec) -> None:
         raise ConfigInvalid(f"model.device {model.device} is one card: model.tensor_parallel of {model.base} must be 1")
     if model.tensor_parallel > 1 and model.collectives == "nccl" and not has_cuda_device():
         raise ConfigInvalid("model.collectives nccl joins CUDA devices, and this machine has none: take gloo")
+
+
+def refuse_hidden_losses(config: Config) -> None:
+    """Raise `ConfigInvalid` if the edge would kill an engine that waits for a rank before the engine names the rank."""
+    most = config.server.health_stall_s - LOSS_S
+    if config.model.tensor_parallel > 1 and config.model.rank_timeout_s > most:
+        raise ConfigInvalid(
+            f"model.rank_timeout_s must be at least {LOSS_S:g} s below server.health_stall_s "
+            f"({config.server.health_stall_s:g}), with model.tensor_parallel {config.model.tensor_parallel} of "
+            f"{config.model.base}. Given: {config.model.rank_timeout_s:g}"
+        )
 
 
 def refuse_impossible_plan(config: Config) -> None:

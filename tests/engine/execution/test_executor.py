@@ -4,6 +4,8 @@ import dataclasses
 import json
 from collections.abc import Mapping
 
+import pytest
+
 from manylora.engine.execution.sampler import Drawn
 from manylora.engine.scheduling.plan import Chunk, Plan
 from manylora.engine.scheduling.sequence import Sequence
@@ -70,4 +72,15 @@ def test_an_executor_over_ranks_gives_the_same_replies() -> None:
 def test_the_engine_closes_its_executor() -> None:
     world = World()
     world.engine.shutdown()
+    assert world.executor.is_closed
+
+
+def test_the_engine_closes_its_executor_if_its_store_cannot_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError("no")
+
+    world = World()
+    monkeypatch.setattr(world.store, "close", refuse)
+    with pytest.raises(OSError, match="no"):
+        world.engine.close()
     assert world.executor.is_closed

@@ -21,7 +21,7 @@ from tests.support.waiting import is_alive, wait_for
 pytestmark = pytest.mark.long  # each fault is a new start of all ranks
 LONG = 3000
 DEGREE = 2
-TIMEOUT_S = 2
+TIMEOUT_S = 10
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from manylora.adapters.packing.image import HostImage
 from manylora.adapters.ranks.image_share import share_of
 from manylora.adapters.tiers.bank import placed_at, weights_of
 from manylora.ids import Digest
-from manylora.kernels.lora_batch import PlacedAdapter
+from manylora.kernels.lora_batch import PlacedAdapter, overwrite_copied
 from manylora.models.tensor_parallel import Share
 
 
@@ -18,7 +18,7 @@ class RankStream(Protocol):
     """The commands to the other ranks, which each rank carries out between the same steps."""
 
     def place(self, rank: int, share: PlacedAdapter) -> None:
-        """Place a rank's share of an adapter there."""
+        """Place a rank's share of an adapter there. The share may change after the call."""
 
     def remove(self, digest: Digest) -> None:
         """Drop an adapter on every rank."""
@@ -30,7 +30,8 @@ class RankStream(Protocol):
 class RankedBank:
     """A `Bank` on rank 0, without a host tier. Placements end at once: a step that uses one follows it in the stream.
 
-    The budget counts the bytes of whole images. A rank's share of an image is not larger.
+    The budget counts the bytes of whole images. A rank's share of an image is not larger. A placement overwrites the
+    image and all shares but those in use with zeros: an erasure would not find them any more.
     """
 
     is_host_memory = True
@@ -62,9 +63,14 @@ class RankedBank:
     def begin_place(self, image: HostImage) -> None:
         whole = placed_at(image, weights_of(image))
         for share in self._others:
-            self._stream.place(share.rank, share_of(whole, share))
+            sent = share_of(whole, share)
+            self._stream.place(share.rank, sent)
+            sent.image.zero_()
         own = share_of(whole, self._own)
-        self._placed[image.digest] = replace(own, image=self._place(own.image))
+        placed = self._place(own.image)
+        overwrite_copied(own.image, placed)
+        whole.image.zero_()  # the shares are its only use
+        self._placed[image.digest] = replace(own, image=placed)
         self._ended.append(image.digest)
 
     def poll_placed(self) -> list[Digest]:

@@ -139,14 +139,15 @@ class AdaptersConfig:
         low=0,
         text="""
         Budget of the host tier: packed images in memory. On a CPU the host tier and the device bank are the same
-        memory, and the smaller of the two budgets counts.
+        memory, and the smaller of the two budgets counts. With `model.tensor_parallel` it is a budget of each rank.
         """,
     )
     bank_bytes: int = setting(
         0,
         low=0,
         text="""
-        Budget of the device bank. Both 0: a quarter of the memory that weights and process leave, 1 GiB at most.
+        Budget of the device bank. Both 0: a quarter of the memory that weights and process leave, 1 GiB at most. With
+        `model.tensor_parallel` it is a budget of each rank, and counts whole images there.
         """,
     )
     load_timeout_s: float = setting(

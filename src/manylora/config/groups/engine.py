@@ -80,6 +80,7 @@ class EngineConfig:
         text="""
         Bytes of the KV cache. 0: two sequences of a whole window, or 256 positions for each running sequence if that is
         more, as far as the memory goes. With a sliding window a sequence holds that window and the rows of one step.
+        With `model.tensor_parallel` these are bytes of each rank.
         """,
     )
     memory_bytes: int = setting(

@@ -173,12 +173,13 @@ class ModelConfig:
         """,
     )
     rank_timeout_s: float = setting(
-        60.0,
+        20.0,
         low=1.0,
         high=3_600.0,
         text="""
         Longest wait of a rank for the others, in seconds. After it all ranks of the base start anew, as after the death
-        of one.
+        of one. With several ranks it must be at least two seconds below `server.health_stall_s`: a server would end
+        the engine as stuck before the lost rank is named.
         """,
     )
     spin_us: int = setting(

@@ -39,8 +39,9 @@ class RanksExecutor:
         self._ranks.check()
         self._is_released = False
         self._model.has_run = False
-        self._ranks.send(Command(CommandKind.STEP, self._steps.encode(plan, running)))
         try:
+            # An encoder that fails has noted parts which the ranks were not sent, so that they are of no use after it.
+            self._ranks.send(Command(CommandKind.STEP, self._steps.encode(plan, running)))
             return self._runner.execute(plan, running)
         except Exception as error:
             if self._model.has_run:

@@ -11,7 +11,7 @@ from torch import Tensor
 from manylora.engine.execution.ranks.commands import Command, CommandKind, digest_numbers, digest_text
 from manylora.engine.execution.ranks.processes import RankProcesses
 from manylora.ids import Digest
-from manylora.kernels.lora_batch import PlacedAdapter
+from manylora.kernels.lora_batch import PlacedAdapter, overwrite_copied
 
 _DIGEST, _SIZES = 4, 3
 
@@ -64,7 +64,10 @@ class RankPlacements:
         """Carry out a PLACE, REMOVE or ERASE."""
         digest = Digest(digest_text(command.numbers[:_DIGEST].tolist()))
         if command.kind is CommandKind.PLACE:
-            self.placed[digest] = _placed(digest, command, self.place(command.payload.view(self.dtype)))
+            received = command.payload.view(self.dtype)
+            image = self.place(received)
+            overwrite_copied(received, image)
+            self.placed[digest] = _placed(digest, command, image)
             return
         gone = self.placed.pop(digest)
         if command.kind is CommandKind.ERASE:
