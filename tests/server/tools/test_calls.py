@@ -206,3 +206,22 @@ def test_ids_are_those_that_the_templates_take() -> None:
     assert len(MISTRAL.new_id()) == 9
     assert HERMES.new_id().startswith("call_")
     assert HERMES.new_id() != HERMES.new_id()
+
+
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
+def test_white_space_is_kept_without_a_second_look(form: ToolFormat) -> None:
+    """The held text grows by one piece a character; only the part of a trigger is compared."""
+    reader = ToolCallReader(form, TOOLS)
+    words = list[str]()
+    seen = reader._start_of_trigger
+
+    def noted(word: str) -> int:
+        words.append(word)
+        return seen(word)
+
+    reader._start_of_trigger = noted  # type: ignore[method-assign]
+    spaces = " \n" * 50_000
+    assert reader.push(spaces) == []
+    assert len(words) == len(spaces)
+    assert max(map(len, words)) == 1
+    assert [*reader.push("x"), *reader.finish()] == [spaces + "x"]

@@ -4,8 +4,9 @@ Each character is read once and in order, so that the deltas together do not dep
 become the begin of a call is held back until it is decided.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, auto
+from itertools import groupby
 from typing import NamedTuple, Protocol
 
 from manylora.server.tools.formats import Syntax, ToolFormat
@@ -77,9 +78,9 @@ class ToolCallReader:
         self._names = {tool.name for tool in tools}
         self._makes = _maker(form, tools)
         self._has_one_call = has_one_call
-        self._longest = max(map(len, form.triggers))
         self._phase = _Phase.CONTENT
-        self._held = ""  # CONTENT: white space and a part of a trigger; else all since the white space before the call
+        self._held: list[str] = []  # CONTENT: white space; else all since the white space before the call
+        self._word = ""  # CONTENT: the part of a trigger behind the white space
         self._closing = ""  # the part of the closer that has been read
         self._call: Call = CallObject(form.arguments)
         self._is_started = False  # the call under way has been told
@@ -101,61 +102,53 @@ class ToolCallReader:
             self._call.end()
             self._advance()
         if self._phase in (_Phase.CONTENT, _Phase.OPENING) or (self._phase is _Phase.CALL and not self._is_started):
-            self._tell(self._held if self._held.strip() or not self.num_calls else "")
+            held = "".join(self._held) + self._word
+            self._tell(held if held.strip() or not self.num_calls else "")
         self._phase = _Phase.NOTHING
         return self._taken()
 
     def _taken(self) -> list[Delta]:
         deltas, self._deltas = self._deltas, []
-        return deltas
+        return _joined(deltas)
 
     def _tell(self, text: str) -> None:
-        """Add content, or arguments of the call under way, to the last delta of the same kind."""
         if text:
-            last = self._deltas[-1] if self._deltas else None
-            if isinstance(last, str):
-                self._deltas[-1] = last + text
-            else:
-                self._deltas.append(text)
+            self._deltas.append(text)
 
     def _tell_arguments(self, text: str) -> None:
         if text:
-            last = self._deltas[-1] if self._deltas else None
-            if isinstance(last, CallArguments):
-                self._deltas[-1] = last._replace(text=last.text + text)
-            else:
-                self._deltas.append(CallArguments(self.num_calls - 1, text))
+            self._deltas.append(CallArguments(self.num_calls - 1, text))
 
     # ── one character in each phase ──────────────────────────────────────────────────────────────────────────────
 
     def _in_content(self, character: str) -> None:
-        self._held += character
-        start = self._start_of_trigger()
-        word = self._held[start:].lstrip()
-        if self._form.is_whole and start > 0:
-            self._give_up(_Phase.REST)
-            return
-        self._tell(self._held[:start])
-        self._held = self._held[start:]
-        if word in self._form.triggers:
+        word = self._word + character
+        start = self._start_of_trigger(word)
+        before, self._word = word[:start], word[start:]
+        if told := before.rstrip():
+            if self._form.is_whole:
+                self._word = word
+                self._give_up(_Phase.REST)
+                return
+            self._tell("".join(self._held) + told)
+            self._held = []
+        if len(before) > len(told):
+            self._held.append(before[len(told) :])
+        if self._word in self._form.triggers:
             self._phase = _Phase.OPENING
-            if word == "{":
+            self._held.append(self._word)
+            self._word = ""
+            if character == "{":
                 self._begin_call(character)
 
-    def _start_of_trigger(self) -> int:
-        """Return the offset in the held text from which white space and a part of a trigger go to its end."""
-        held = self._held
-        start = len(held)
-        for length in range(min(self._longest, len(held)), 0, -1):
-            if any(trigger.startswith(held[-length:]) for trigger in self._form.triggers):
-                start = len(held) - length
-                break
-        while start > 0 and held[start - 1].isspace():
-            start -= 1
-        return start
+    def _start_of_trigger(self, word: str) -> int:
+        """Return the offset in a word, one character longer than a part of a trigger, of the part at its end."""
+        triggers = self._form.triggers
+        starts = (start for start in range(len(word)) if any(each.startswith(word[start:]) for each in triggers))
+        return next(starts, len(word))
 
     def _in_opening(self, character: str) -> None:
-        self._held += character
+        self._held.append(character)
         if self._begins_call(character):
             self._begin_call(character)
         elif character == self._form.opener:
@@ -181,7 +174,7 @@ class ToolCallReader:
     def _in_call(self, character: str) -> None:
         self._call.push(character)
         if not self._is_started:
-            self._held += character
+            self._held.append(character)
         self._advance()
 
     def _advance(self) -> None:
@@ -195,7 +188,7 @@ class ToolCallReader:
             if is_known and call.name is not None:
                 self._deltas.append(CallStart(self.num_calls, call.name))
                 self.num_calls += 1
-                self._is_started, self._held = True, ""
+                self._is_started, self._held = True, []
         if self._is_started:
             self._tell_arguments(call.take_arguments())
         if call.is_complete or call.is_broken:
@@ -208,21 +201,36 @@ class ToolCallReader:
         if closer and closer.startswith(closing):
             self._closing = closing
             if closing == closer:
-                self._held, self._phase = "", _Phase.CONTENT
+                self._held, self._phase = [], _Phase.CONTENT
         elif character == "{" and self._form.syntax is Syntax.OBJECT:
-            self._held = character
+            self._held = [character]
             self._begin_call(character)
         elif not character.isspace() and character != self._form.separator:
-            self._held = self._closing + character
+            self._held = [self._closing, character]
             self._give_up(_Phase.REST if self._form.is_whole else _Phase.CONTENT)
 
     def _give_up(self, phase: _Phase) -> None:
         """Tell what was held back as content."""
-        self._tell(self._held)
-        self._held, self._phase = "", phase
+        self._tell("".join(self._held) + self._word)
+        self._held, self._word, self._phase = [], "", phase
 
     def _drop(self, character: str) -> None:
         """The reply's calls are complete."""
+
+
+def _joined(deltas: Iterable[Delta]) -> list[Delta]:
+    """Return deltas with one for each run of content, and of arguments of one call."""
+    found = list[Delta]()
+    for (kind, call), run in groupby(deltas, lambda each: (type(each), "" if isinstance(each, str) else each.call)):
+        if kind is str:
+            found.append("".join(each for each in run if isinstance(each, str)))
+        elif kind is CallArguments:
+            found.append(
+                CallArguments(int(call), "".join(each.text for each in run if isinstance(each, CallArguments)))
+            )
+        else:
+            found += run
+    return found
 
 
 def _maker(form: ToolFormat, tools: Sequence[Tool]) -> Callable[[str], Call]:
