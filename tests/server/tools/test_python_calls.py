@@ -87,6 +87,7 @@ def test_a_broken_call_keeps_its_begin(wrong: str) -> None:
         (tool("code_interpreter", "code", "language"), False),
         (tool("brave_search", "query", additionalProperties=False), True),
         (tool("brave_search", "query", required=[]), False),
+        (tool("brave_search", "query", required=[[1]]), False),
         (tool("brave_search", "query", minProperties=1), False),
         (tool("brave_search", "a b"), False),
         (tool("brave_search"), False),
@@ -102,3 +103,36 @@ def test_a_template_is_shown_built_in_tools_by_name() -> None:
     assert fields == {"tools": [OTHER.given], "builtin_tools": ["brave_search", "wolfram_alpha", "code_interpreter"]}
     assert LLAMA3_BUILT_IN.template_fields((SEARCH,)) == {"tools": None, "builtin_tools": ["brave_search"]}
     assert LLAMA3_BUILT_IN.template_fields((OTHER,)) == {"tools": [OTHER.given]}
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("a\nb\tc", "a\nb\tc"),
+        (r"it\'s", "it's"),
+        (r"\"\\\/\n", '"\\/\n'),
+        (r"\u00e9x", "éx"),
+        (r"\u00gx", r"\u00gx"),
+        (r"\u\"", r"\u" + '"'),
+        (r"\d\x41", r"\d\x41"),
+    ],
+)
+def test_arguments_are_json_whatever_stands_in_the_string(written: str, value: str) -> None:
+    text = f'{TAG}brave_search.call(query="{written}")'
+    for width in (1, 2, 3, len(text)):
+        pieces = [text[at : at + width] for at in range(0, len(text), width)]
+        ((_, arguments),) = read(LLAMA3_BUILT_IN, pieces, tools=TOOLS)[1]
+        assert json.loads(arguments) == {"query": value}
+
+
+def test_a_long_string_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = list[int]()
+
+    def noted(text: str) -> str:
+        taken.append(len(text))
+        return text
+
+    monkeypatch.setattr("manylora.server.tools.python_calls.json_text", noted)
+    text = f'{TAG}brave_search.call(query="{"a" * 100_000}")'
+    assert len(read(LLAMA3_BUILT_IN, [text], tools=TOOLS)[1][0][1]) == 100_000 + len('{"query": ""}')
+    assert sum(taken) == 100_000

@@ -79,7 +79,9 @@ class ToolFormat:
         required = given.get("required")
         if not isinstance(properties, dict) or not isinstance(required, list) or given.keys() - _KEYWORDS:
             return False
-        if not properties or set(properties) != set(required) or (tool.name == self.code and len(properties) > 1):
+        if not properties or not all(isinstance(each, str) for each in required):
+            return False
+        if set(properties) != set(required) or (tool.name == self.code and len(properties) > 1):
             return False
         return all(
             name.isidentifier() and name.isascii() and isinstance(each, dict) and each.get("type") == "string"

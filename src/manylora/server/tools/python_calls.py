@@ -1,13 +1,17 @@
 """Calls of Llama's built-in tools, read character by character: `name.call(key="value", …)`, or code alone."""
 
 import re
+import string
 from collections.abc import Collection
 from enum import Enum, auto
 
-from manylora.server.tools.json_calls import MAX_NAME, JsonValue, json_text
+from manylora.server.tools.json_calls import MAX_NAME, json_text
 
 CALL = ".call("
 _KEY = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_ESCAPED = '"\\/bfnrt'
+"""The characters behind a backslash in JSON, apart from `u`."""
+_OF_CODE = len(r"\u0000")
 
 
 class _Part(Enum):
@@ -18,6 +22,45 @@ class _Part(Enum):
     VALUE = auto()
     NEXT = auto()
     CODE = auto()
+
+
+class _StringText:
+    """The text of a string in double quotation marks, behind the first one, read character by character as JSON.
+
+    Escapes are those of JSON, and `\\'`. A backslash before any other character stands for itself.
+
+    is_over  whether the string has ended
+    """
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._escape = ""  # the begin of an escape
+
+    def push(self, character: str) -> str:
+        """Take the next character; return the JSON that it decides."""
+        if self._escape:
+            return self._in_escape(character)
+        if character == "\\":
+            self._escape = character
+            return ""
+        self.is_over = character == '"'
+        return character if self.is_over else json_text(character)
+
+    def _in_escape(self, character: str) -> str:
+        escape, self._escape = self._escape, ""
+        if len(escape) == 1:
+            if character == "u":
+                self._escape = escape + character
+                return ""
+            if character == "'":
+                return character
+            return escape + character if character in _ESCAPED else json_text(escape + character)
+        if character not in string.hexdigits:
+            return json_text(escape) + self.push(character)
+        if len(escape) == _OF_CODE - 1:
+            return escape + character
+        self._escape = escape + character
+        return ""
 
 
 class BuiltInCall:
@@ -37,7 +80,7 @@ class BuiltInCall:
         self._code = code
         self._part = _Part.HEAD
         self._text = ""  # of the head, or of a key
-        self._value = JsonValue()
+        self._value: _StringText | None = None  # None: before the quotation mark
         self._out: list[str] = []
         self._num_keys = 0
 
@@ -88,20 +131,25 @@ class BuiltInCall:
         if character == "=" and _KEY.fullmatch(key):
             self._out.append(f'{", " if self._num_keys else "{"}"{key}": ')
             self._num_keys += 1
-            self._text, self._part, self._value = "", _Part.VALUE, JsonValue()
+            self._text, self._part, self._value = "", _Part.VALUE, None
         elif character == ")" and not key:
             self._close()
-        elif len(key) > MAX_NAME or not (character.isalnum() or character == "_" or character.isspace()):
+        elif not self._text and character.isspace():
+            return
+        elif len(self._text) > MAX_NAME or not (character.isalnum() or character == "_" or character.isspace()):
             self.is_broken = True
         else:
             self._text += character
 
     def _in_value(self, character: str) -> None:
-        if not self._value.text and character != '"':
-            self.is_broken = not character.isspace()
+        if self._value is None:
+            if character == '"':
+                self._value = _StringText()
+                self._out.append(character)
+            else:
+                self.is_broken = not character.isspace()
             return
-        self._value.push(character)
-        self._out.append(character)
+        self._out.append(self._value.push(character))
         if self._value.is_over:
             self._part = _Part.NEXT
 
