@@ -141,9 +141,14 @@ def of_value(schema: object, *, is_required: bool = True) -> ToolSet:
 
 
 VALUES: list[tuple[object, list[str], list[str]]] = [
-    ({"type": "string"}, ["", "Rome", 'a "b"\n\n<c>', "</parameter>", "null", "[1"], ["a\n</parameter>\nb"]),
+    (
+        {"type": "string"},
+        ["", "Rome", 'a "b"\n\n<c>', "</parameter", "null", "[1"],
+        ["</parameter>", "a\n</parameter>\nb"],
+    ),
     ({"type": "string", "minLength": 1, "maxLength": 3}, ["a", "ü\nx"], ["", "abcd"]),
     ({"type": "string", "pattern": "^[a-z]+/\\d$"}, ["ab/1"], ["ab/", "xab/1 ", "ab/٣"]),
+    ({"type": "string", "pattern": "^[a&&b~~[]$"}, ["a", "&", "~", "["], ["c"]),
     ({"type": "string", "pattern": "b+"}, ["abc", "b"], ["ac"]),
     ({"type": "string", "pattern": "^a", "maxLength": 2}, ["a", "ab"], ["b", "abc"]),
     ({"type": "string", "format": "date"}, ["2026-12-01"], ["2026-13-01", "2026-02-30", "today"]),
@@ -153,7 +158,7 @@ VALUES: list[tuple[object, list[str], list[str]]] = [
     ({"const": "a"}, ["a"], ["b"]),
     ({"type": "integer", "minimum": 5}, ["5", "60"], ["4", "a", "", '"5"']),
     ({"type": "boolean"}, ["true", "false"], ["True", "yes"]),
-    ({"type": "array", "items": {"type": "string"}}, ["[]", '["a", "b"]'], ["a", '["a","b"]']),
+    ({"type": "array", "items": {"type": "string"}}, ["[]", '["a", "</parameter>"]'], ["a", '["a","b"]']),
     ({"$ref": "#/$defs/n"}, ["", "x", "null"], []),
     ({"$ref": "#/$defs/tree"}, ["[[], [[]]]"], ["[1]", "x"]),
     ({"anyOf": [{"type": "string", "maxLength": 2}, {"type": "null"}]}, ["ab", "null"], ["abc", "none"]),

@@ -51,7 +51,7 @@ texts = st.text(alphabet='ab<>/="\\\n{[1 é', max_size=12) | st.sampled_from(
         "</",
     ]
 )
-plain_texts = texts.filter(lambda text: "\n</parameter>" not in f"{text}\n")
+plain_texts = texts.filter(lambda text: "</parameter>" not in text)
 scalars = st.none() | st.booleans() | st.integers(-99, 99)
 arguments = st.fixed_dictionaries(
     {"city": plain_texts},
@@ -133,3 +133,31 @@ def test_a_call_cut_by_the_budget_keeps_its_part() -> None:
 def test_a_value_without_line_ends_is_read() -> None:
     text = "<tool_call><function=ask><parameter=city>Rome</parameter></function></tool_call>"
     assert read(QWEN3_CODER, list(text), tools=TOOLS) == ("", [("ask", '{"city": "Rome"}')])
+
+
+def test_a_tag_ends_a_value_that_has_no_line_end_of_its_own() -> None:
+    """The line end behind the tag of an empty value is the one in front of its end as well."""
+    text = "<tool_call>\n<function=ask>\n<parameter=city>\n</parameter>\n<parameter=note>\nx\n</parameter>\n</function>"
+    expected = ("", [("ask", '{"city": "", "note": "x"}')])
+    for width in (1, 2, 3, len(text)):
+        assert read(QWEN3_CODER, [text[at : at + width] for at in range(0, len(text), width)], tools=TOOLS) == expected
+    assert read(QWEN3_CODER, [text.replace("\nx\n", "\nx")], tools=TOOLS) == expected
+
+
+def test_a_tag_in_a_string_of_json_ends_no_value() -> None:
+    called = {"city": "x", "either": ["</parameter>", '\\"</parameter>'], "deep": {"a": "</parameter>"}}
+    assert json.loads(read(QWEN3_CODER, list(tagged("ask", called)), tools=TOOLS)[1][0][1]) == called
+
+
+def test_each_character_of_a_number_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = list[int]()
+
+    def noted(text: str, _: frozenset[str]) -> bool:
+        lengths.append(len(text))
+        return True
+
+    monkeypatch.setattr("manylora.server.tools.parameter_calls.is_scalar", noted)
+    digits = "1" * 100_000
+    text = tagged("ask", {"city": "x", "either": digits})
+    assert read(QWEN3_CODER, [text], tools=TOOLS)[1] == [("ask", f'{{"city": "x", "either": {digits}}}')]
+    assert lengths == [len(digits)]

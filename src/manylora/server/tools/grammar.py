@@ -8,8 +8,8 @@ from typing import Any
 
 from manylora.models.text.grammar import MAX_GRAMMAR_BYTES, GrammarKind, GrammarSource, json_grammar
 from manylora.server.tools.formats import Syntax, ToolFormat
-from manylora.server.tools.parameter_calls import CLOSER, END, HEAD, PARAMETER
-from manylora.server.tools.parameters import ToolParameter, parameters_of
+from manylora.server.tools.parameter_calls import END, HEAD, PARAMETER
+from manylora.server.tools.parameters import CLOSER, ToolParameter, parameters_of
 from manylora.server.tools.python_calls import CALL
 from manylora.server.tools.tool import Tool, ToolSet
 
@@ -18,6 +18,8 @@ _SPACED = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible":
 """The spelling of JSON in calls, which models learn from the chat template."""
 _NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 _ANY_TEXT = r"/(.|\n)*/"
+_NO_CLOSER = rf"~/(.|\n)*{re.escape(CLOSER).replace('/', chr(92) + '/')}(.|\n)*/"
+"""Texts of parameters without the tag that ends them."""
 _NO_CALL = r"/([^{\s](.|\n)*)?/"
 
 SpecialId = Callable[[str], int | None]
@@ -136,7 +138,7 @@ def _parameter(parameter: ToolParameter, definitions: Mapping[str, Any], suffix:
     if value.texts:
         kinds.append(f"t{suffix}")
         rules.append(f"t{suffix}[lazy]: T{suffix} {behind}")
-        rules.append(f"T{suffix}: {' | '.join(f'({text})' for text in value.texts)}")
+        rules.append(f"T{suffix}: ({' | '.join(f'({text})' for text in value.texts)}) & {_NO_CLOSER}")
     if value.json is not None:
         kinds.append(f"j{suffix}")
         schema = value.json if isinstance(value.json, dict) else {}

@@ -179,6 +179,11 @@ class JsonValue:
     def text(self) -> str:
         return "".join(self._text)
 
+    @property
+    def is_in_string(self) -> bool:
+        """The place of the next character: true in a string, up to its end."""
+        return self._is_in_string and not self.is_over
+
     def push(self, character: str) -> bool:
         """Take the next character; return False for one that is no part of the value."""
         if not self._text and not self.is_container:

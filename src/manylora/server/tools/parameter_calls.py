@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from enum import Enum, auto
 
-from manylora.server.tools.json_calls import MAX_NAME, json_text
-from manylora.server.tools.parameters import Value, is_scalar, may_become_scalar
+from manylora.server.tools.json_calls import MAX_NAME, JsonValue, json_text
+from manylora.server.tools.parameters import CLOSER, ScalarBegin, Value, is_scalar
 
-HEAD, PARAMETER, END, CLOSER = "<function=", "<parameter=", "</function>", "</parameter>"
+HEAD, PARAMETER, END = "<function=", "<parameter=", "</function>"
+_CLOSERS = (CLOSER, "\n" + CLOSER)
+"""The ends of a value outside strings of JSON. The line end in front of the tag is no part of the value."""
 _ANY_TEXT = Value((r"/(.|\n)*/",), frozenset(), None)
 
 
@@ -37,7 +39,6 @@ class ParameterCall:
         self._values = values
         self._place = _Place.HEAD
         self._text = ""  # of a tag, of a name, or of a part that may end a value
-        self._closer = CLOSER
         self._value = _ValueText(_ANY_TEXT)
         self._num_keys = 0
         self._out: list[str] = []
@@ -56,7 +57,6 @@ class ParameterCall:
                 self._in_name(character)
             case _Place.LEAD:
                 self._place = _Place.VALUE
-                self._closer = "\n" + CLOSER if character == "\n" else CLOSER
                 if character != "\n":
                     self._in_value(character)
             case _Place.VALUE:
@@ -94,11 +94,11 @@ class ParameterCall:
 
     def _in_value(self, character: str) -> None:
         self._text += character
-        if self._text == self._closer:
+        if self._text in _CLOSERS and not self._value.is_in_json_string:
             self._out.append(self._value.end())
             self._text, self._place = "", _Place.BETWEEN
             return
-        while self._text and not self._closer.startswith(self._text):
+        while self._text and (self._text in _CLOSERS or not any(each.startswith(self._text) for each in _CLOSERS)):
             self._out.append(self._value.push(self._text[0]))
             self._text = self._text[1:]
 
@@ -120,30 +120,39 @@ class _ValueText:
         if not value.texts:
             self._kind = _Kind.JSON
         self._lead = '"'  # of a string, until it goes out
-        self._held = ""  # the text of a value of unknown kind
+        self._held: list[str] = []  # the text of a value of unknown kind
+        self._begin = ScalarBegin(value.scalars)
+        self._json = JsonValue()
+
+    @property
+    def is_in_json_string(self) -> bool:
+        return self._kind is _Kind.JSON and self._json.is_in_string
 
     def push(self, character: str) -> str:
         """Take the next character; return the JSON that it decides."""
         if self._kind is _Kind.JSON:
+            self._json.push(character)
             return character
         if self._kind is _Kind.STRING:
             return self._led(json_text(character))
-        self._held += character
-        if self._value.json is not None and self._held[0] in "[{":
+        if self._value.json is not None and not self._held and character in "[{":
             self._kind = _Kind.JSON
-            return self._held
-        if may_become_scalar(self._held, self._value.scalars):
+            self._json.push(character)
+            return character
+        self._held.append(character)
+        if self._begin.goes_on(character):
             return ""
         self._kind = _Kind.STRING
-        return self._led(json_text(self._held))
+        return self._led(json_text("".join(self._held)))
 
     def end(self) -> str:
         """Return the rest of the JSON."""
         if self._kind is _Kind.JSON:
             return ""
-        if self._kind is _Kind.OPEN and is_scalar(self._held, self._value.scalars):
-            return self._held
-        return self._led(json_text(self._held if self._kind is _Kind.OPEN else "") + '"')
+        held = "".join(self._held) if self._kind is _Kind.OPEN else ""
+        if self._kind is _Kind.OPEN and is_scalar(held, self._value.scalars):
+            return held
+        return self._led(json_text(held) + '"')
 
     def _led(self, text: str) -> str:
         lead, self._lead = self._lead, ""

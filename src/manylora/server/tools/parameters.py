@@ -13,6 +13,8 @@ from manylora.errors import InvalidParameter
 from manylora.server.tools.patterns import terminal_of_pattern
 from manylora.server.tools.tool import Tool
 
+CLOSER = "</parameter>"
+"""The tag that ends a value."""
 Schema = Any  # a JSON schema
 MAX_DEPTH = 16
 """Levels of references and alternatives above the type of one value."""
@@ -24,6 +26,7 @@ SCALARS: Mapping[str, str] = {
     "number": r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?",
 }
 """The texts of values that may stand where a string may, too."""
+_OF_NUMBERS = frozenset("-+.eE0123456789")
 _DATE = (
     "[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))"
 )
@@ -45,6 +48,8 @@ _OF_TYPES = {
     **dict.fromkeys(("properties", "patternProperties", "additionalProperties", "required"), ("object",)),
 }
 """The types that a keyword restricts, where these are not all."""
+_MAX_SHOWN = 80
+"""Characters of a caller's value in an error."""
 _OF_CALLS = _ANNOTATIONS | {"type", "properties", "required", "additionalProperties", "$defs", "definitions"}
 
 
@@ -85,6 +90,8 @@ def parameters_of(tool: Tool) -> tuple[ToolParameter, ...]:
     properties, required = root.get("properties", {}), root.get("required", [])
     if not isinstance(properties, dict) or not isinstance(required, list):
         raise _refusal(where, "has `properties` or `required` of another type")
+    if not all(isinstance(name, str) for name in required):
+        raise _refusal(where, "has a `required` with other values than names")
     if missing := [name for name in required if name not in properties]:
         raise _refusal(where, f"requires {missing[0]!r}, which `properties` lacks")
     return tuple(
@@ -153,6 +160,7 @@ class _ValueReader:
         if not isinstance(schema, dict):
             raise _refusal(self._where, "has no schema of values")
         rules = {keyword: value for keyword, value in schema.items() if keyword not in _ANNOTATIONS}
+        self._check_types(rules.get("type", []))
         combined = [keyword for keyword in ("$ref", "anyOf", "oneOf", "allOf") if keyword in rules]
         if combined and len(rules) == 1:
             yield from self._combined(combined[0], rules[combined[0]], depth)
@@ -166,6 +174,11 @@ class _ValueReader:
             types = rules.get("type", TYPES)
             for kind in [types] if isinstance(types, str) else types:
                 yield {**{word: rules[word] for word in rules if _restricts(word, kind)}, "type": kind}
+
+    def _check_types(self, types: object) -> None:
+        for kind in types if isinstance(types, list) else [types]:
+            if not isinstance(kind, str) or kind not in TYPES:
+                raise _refusal(self._where, f"has the type {repr(kind)[:_MAX_SHOWN]}")
 
     def _combined(self, keyword: str, value: Schema, depth: int) -> Iterator[Schema]:
         if keyword == "$ref":
@@ -191,8 +204,6 @@ class _ValueReader:
             self._take_listed(schema)
             return
         kind = schema["type"]
-        if kind not in TYPES:
-            raise _refusal(self._where, f"has the type {kind!r}")
         if kind == "string":
             self._has_open_text = True
             self._texts.append(self._text(schema))
@@ -214,6 +225,8 @@ class _ValueReader:
                 continue
             if kind == "null":
                 self._scalars.add(kind)
+            elif kind == "string" and CLOSER in value:
+                raise _refusal(self._where, f"lists a string with {CLOSER}")
             elif kind == "string" or kind in SCALARS:
                 text = value if kind == "string" else json.dumps(value)
                 self._listed[text] = kind
@@ -226,17 +239,18 @@ class _ValueReader:
         if unknown := sorted(schema.keys() - _OF_STRINGS):
             raise _refusal(self._where, f"has the keyword `{unknown[0]}` beside a string")
         least, most = schema.get("minLength", 0), schema.get("maxLength")
+        if not _is_count(least) or not (most is None or _is_count(most)):
+            raise _refusal(self._where, "has a length that is no integer >= 0")
         parts = []
         if least or most is not None:
-            if not isinstance(least, int) or not isinstance(most, int | None):
-                raise _refusal(self._where, "has a length that is no integer")
             parts.append(rf"/(.|\n){{{least},{'' if most is None else most}}}/")
         if "pattern" in schema:
             parts.append(self._pattern(schema["pattern"]))
         if "format" in schema:
-            if schema["format"] not in _FORMATS:
-                raise _refusal(self._where, f"has the format {schema['format']!r}")
-            parts.append(f"/{_FORMATS[schema['format']]}/")
+            named = schema["format"]
+            if not isinstance(named, str) or named not in _FORMATS:
+                raise _refusal(self._where, f"has the format {repr(named)[:_MAX_SHOWN]}")
+            parts.append(f"/{_FORMATS[named]}/")
         return " & ".join(parts) or r"/(.|\n)*/"
 
     def _pattern(self, pattern: object) -> str:
@@ -244,6 +258,10 @@ class _ValueReader:
             return terminal_of_pattern(pattern if isinstance(pattern, str) else "")
         except ValueError as error:
             raise _refusal(self._where, f"has a `pattern` {error}") from error
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _restricts(word: str, kind: str) -> bool:
@@ -272,8 +290,17 @@ def is_scalar(text: str, scalars: frozenset[str]) -> bool:
     return any(re.fullmatch(SCALARS[kind], text) for kind in scalars)
 
 
-def may_become_scalar(text: str, scalars: frozenset[str]) -> bool:
-    """Return whether a text may begin a value of one of these types."""
-    words = [word for kind in scalars & {"null", "boolean"} for word in SCALARS[kind].split("|")]
-    is_number = bool(scalars & {"integer", "number"}) and re.fullmatch(r"[-+.eE0-9]*", text) is not None
-    return is_number or any(word.startswith(text) for word in words)
+class ScalarBegin:
+    """A text that may begin a value of some types, read character by character in constant time each."""
+
+    def __init__(self, scalars: frozenset[str]) -> None:
+        self._words = [word for kind in scalars & {"null", "boolean"} for word in SCALARS[kind].split("|")]
+        self._is_number = bool(scalars & {"integer", "number"})
+        self._length = 0
+
+    def goes_on(self, character: str) -> bool:
+        """Take the next character; return whether the text still may begin such a value."""
+        self._is_number = self._is_number and character in _OF_NUMBERS
+        self._words = [word for word in self._words if word[self._length : self._length + 1] == character]
+        self._length += 1
+        return self._is_number or bool(self._words)
