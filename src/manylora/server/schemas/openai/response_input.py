@@ -78,8 +78,8 @@ def _add_item(messages: list[Json], item: object, where: str) -> None:
     """Add an item to the messages of the chat route, where calls belong to the assistant's message before them."""
     if not isinstance(item, dict):
         raise InvalidParameter(f"`{where}`: expected an object, given {kind_of(item)}", parameter=where)
-    kind = item.get("type") or "message"
-    if kind not in FIELDS_OF_ITEMS:
+    kind = "message" if item.get("type") is None else item["type"]
+    if not isinstance(kind, str) or kind not in FIELDS_OF_ITEMS:
         shown, known = quoted(kind) if isinstance(kind, str) else kind_of(kind), ", ".join(FIELDS_OF_ITEMS)
         raise InvalidParameter(f"`{where}`: this server reads items {known}, given {shown}", parameter=where)
     fields = applied_fields(item, FIELDS_OF_ITEMS[kind], InputItem.rules, where)
