@@ -1,6 +1,7 @@
 """The folder of a server's copies of pushed adapters: what a start, an end and an erasure leave."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,16 @@ def test_a_push_that_is_not_published_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidParameter, match=CONFIG_KEY):
         copied(copies, facts(1), {"format": "pt"})
     assert list(copies.root.iterdir()) == []
+
+
+def test_a_push_whose_copy_waits_for_its_end_is_copied_again_without_harm(tmp_path: Path) -> None:
+    """A request that hears of a push before its deletion copies it while the first copy is still there."""
+    copies = PushCopies(tmp_path / "pushed")
+    for _ in range(2):
+        copied(copies, facts(1), {CONFIG_KEY: "{}"})
+    with pytest.raises(OSError, match="not empty"):  # of a control plane that counts versions anew
+        copied(copies, replace(facts(1), id="push-other"), {CONFIG_KEY: "{}"})
+    copies.erase(facts(1))
+    assert list(copies.root.iterdir()) == []
+    copied(copies, facts(1), {CONFIG_KEY: "{}"})
+    assert [path.name for path in (copies.root / "acme" / "tone").iterdir()] == ["1"]

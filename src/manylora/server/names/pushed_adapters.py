@@ -65,6 +65,7 @@ class PushCopies:
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._registry = Registry(root)
+        self._ids: dict[Path, str] = {}  # of the push in each folder of a version
 
     @contextmanager
     def incoming(self) -> Iterator[Incoming]:
@@ -81,22 +82,33 @@ class PushCopies:
         (incoming.folder / CONFIG_FILE).write_text(_config_in(incoming.weights), encoding="utf-8")
 
     def publish(self, incoming: Incoming, push: PushFacts) -> None:
-        """Make the files of a push those of its version. Raises `OSError`."""
+        """Make the files of a push those of its version, unless its copy is there still. Raises `OSError`.
+
+        A request that heard of a push before its deletion comes while that copy waits for its end.
+        """
+        folder = self._folder(push)
+        if self._ids.get(folder) == push.id:
+            return
         self._registry.publish(incoming.folder, push.tenant, push.name, push.version)
+        self._ids[folder] = push.id
 
     def erase(self, push: PushFacts) -> None:
         """Delete the files of a push, all at one moment for a load that begins meanwhile."""
-        gone = self.root / f".gone-{uuid.uuid4().hex}"
+        folder, gone = self._folder(push), self.root / f".gone-{uuid.uuid4().hex}"
         with contextlib.suppress(OSError):
-            (self.root / push.tenant / push.name / str(push.version)).rename(gone)
+            folder.rename(gone)
+        self._ids.pop(folder, None)  # last, so that no copy meets a folder that it does not know
         shutil.rmtree(gone, ignore_errors=True)
         with contextlib.suppress(OSError):  # the last push of the name, and of the tenant
-            (self.root / push.tenant / push.name).rmdir()
-            (self.root / push.tenant).rmdir()
+            folder.parent.rmdir()
+            folder.parent.parent.rmdir()
 
     def close(self) -> None:
         """Delete all files."""
         shutil.rmtree(self.root, ignore_errors=True)
+
+    def _folder(self, push: PushFacts) -> Path:
+        return self.root / push.tenant / push.name / str(push.version)
 
 
 def ref_of(push: PushFacts) -> AdapterRef:
