@@ -70,6 +70,8 @@ def test_the_planned_bytes_of_weights_and_of_a_step_are_those_that_are_taken(
     recorder = GraphRecorder(OPERATIONS)
     model._forward(cast(Operations[Buffer], recorder), step, kv)
     assert 4 * rows * (recorder.width + spec.vocab) <= step_bytes(spec, rows)
+    exchanged = 2 * (2 * (spec.vocab + 1)) + 2 * spec.vocab  # each part twice, and the joined logits
+    assert 4 * rows * (recorder.width + spec.vocab + exchanged) <= step_bytes(spec, rows, ranks=2)
 
 
 def no_attention(rows: int) -> AttentionBatch:

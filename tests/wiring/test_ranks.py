@@ -17,9 +17,11 @@ from manylora.config.declaration import Setting
 from manylora.config.settings import load_config
 from manylora.engine.execution.ranks.commands import CommandKind
 from manylora.engine.execution.ranks.processes import RankProcesses
-from manylora.errors import ConfigInvalid, RankLost, StartupError
+from manylora.errors import ConfigInvalid, ModelUnsupported, RankLost, StartupError
+from manylora.kernels.select import select_kernels
 from manylora.models.spec import read_spec
-from manylora.wiring.ranks import RankFacts, Ranks, RankSizes, start_failure
+from manylora.wiring.ranks import RankFacts, Ranks, RankSizes, start_failure, starting
+from tests.models.checkpoints.test_quantized import save_quantized
 from tests.support.text_adapters import make_text_base, plain_adapter, speaking_adapter
 from tests.support.tiny import TinyBase
 from tests.support.waiting import has_word
@@ -86,6 +88,18 @@ def test_a_degree_that_does_not_divide_the_base_is_refused_before_a_process_star
             ConfigInvalid, match="degree 4 does not divide the 6 attention heads; degrees of this base: 1, 2"
         ),
         served(base, 4),
+    ):
+        pass
+    assert rank_pids() == []
+
+
+def test_a_group_of_four_bits_on_two_ranks_is_refused_before_a_process_starts(tmp_path: Path) -> None:
+    save_quantized(tmp_path, "w4a16-32")
+    config = load_config(flags={"model.tensor_parallel": 4}, environ={})
+    kernels = select_kernels("native", 1, quantize="int4")
+    with (
+        pytest.raises(ModelUnsupported, match="groups of 32 inputs, and 16 inputs a rank cut one"),
+        starting(config, read_spec(tmp_path), tmp_path, kernels),
     ):
         pass
     assert rank_pids() == []

@@ -21,6 +21,9 @@ class Collectives(Protocol):
         Raises: CollectiveFailed if a rank is gone or does not answer within the time limit; no call is of use then
         """
 
+    def collect(self, x: Tensor) -> list[Tensor]:
+        """As `gather` on rank 0; the others send their tensor alone, and get an empty list."""
+
 
 class CollectiveFailed(RuntimeError):
     """An error for a rank that is gone or silent."""
@@ -39,17 +42,20 @@ def sum_over(ranks: Collectives, y: Tensor) -> None:
         y += other
 
 
-def join_columns(ranks: Collectives, x: Tensor, columns: int, width: int) -> Tensor | None:
+def join_columns(ranks: Collectives, x: Tensor, columns: int, width: int, reuse: Tensor | None = None) -> Tensor | None:
     """Return on rank 0 the matrix whose columns the ranks have side by side, and None on the others.
 
     Args:     x  (rows, own): of each rank the first columns count, as many as bring the matrix to `columns`; the last
                  column of each rank is no part of it
+              reuse  memory of the result, if it has its shape
     Returns:  (rows, width) float32, -Inf in the columns from `columns` on
     """
-    parts = ranks.gather(x)
+    parts = ranks.collect(x)
     if ranks.rank:
         return None
-    joined = x.new_full((len(x), width), float("-inf"))
+    shape = len(x), width
+    joined = reuse if reuse is not None and reuse.shape == shape else x.new_empty(shape)
+    joined[:, columns:] = float("-inf")
     own = x.shape[1] - 1
     for rank, part in enumerate(parts):
         count = max(0, min(own, columns - rank * own))

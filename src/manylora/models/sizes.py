@@ -23,10 +23,11 @@ def kv_block_bytes(spec: ModelSpec, form: StorageForm, block_size: int) -> int:
     )
 
 
-def step_bytes(spec: ModelSpec, rows: int) -> int:
+def step_bytes(spec: ModelSpec, rows: int, ranks: int = 1) -> int:
     """Return the bytes of a step's float32 buffers: one block's activations, which all blocks share, and the results.
 
-    Results are logits and hidden states, of each row at most.
+    Results are logits and hidden states, of each row at most. Several ranks exchange parts beside them: all parts of a
+    sum, or, on rank 0, all parts of the logits and the joined ones. The back end holds each part twice.
     """
     inner = 2 * (spec.heads + 2 * spec.kv_heads) * spec.head_dim + 6 * spec.hidden
     if spec.experts is None:
@@ -34,7 +35,8 @@ def step_bytes(spec: ModelSpec, rows: int) -> int:
     else:
         experts = spec.experts
         inner += experts.chosen * (3 * spec.intermediate + 2 * spec.hidden + 2) + experts.count
-    return 4 * rows * (inner + spec.vocab + spec.hidden)
+    exchanged = 0 if ranks == 1 else ranks * max(2 * spec.hidden, 3 * (spec.vocab + 1))
+    return 4 * rows * (inner + spec.vocab + spec.hidden + exchanged)
 
 
 def angle_bytes(spec: ModelSpec, positions: int) -> int:

@@ -81,7 +81,7 @@ def build_engine_on(
     base_dir = resolve(config.model.base, cache_dir(config))
     _refuse_adapters_named_as_the_base(config, served_name(config.model.base, base_dir))
     spec = read_spec(base_dir)
-    with starting(config, spec, base_dir) as ranks:
+    with starting(config, spec, base_dir, kernels) as ranks:
         return _build(config, base_dir, spec, kernels, resources, ranks, report)
 
 

@@ -75,7 +75,7 @@ def base_sizes(config: Config, spec: ModelSpec, form: StorageForm) -> BaseSizes:
         kv_block_bytes=kv_block_bytes(spec, form, engine.block_size),
         max_positions=spec.max_positions,
         sliding_window=spec.kv_window,
-        step_bytes=step_bytes(spec, engine.max_step_tokens) + angle_bytes(spec, window),
+        step_bytes=step_bytes(spec, engine.max_step_tokens, config.model.tensor_parallel) + angle_bytes(spec, window),
     )
 
 

@@ -24,6 +24,7 @@ from manylora.engine.execution.batch import BatchBuilder
 from manylora.engine.execution.ranks.commands import Command, CommandKind, CommandSocket
 from manylora.engine.execution.ranks.group import join_group, meeting_in
 from manylora.engine.execution.ranks.placements import RankPlacements
+from manylora.engine.execution.ranks.processes import LOST_OTHERS
 from manylora.engine.execution.ranks.worker import RankWorker
 from manylora.errors import ManyloraError, MemoryPlanImpossible, StartupError
 from manylora.failure import Failure
@@ -43,13 +44,13 @@ from manylora.system.failures import described
 from manylora.system.log_lines import configure_logs
 from manylora.system.resources import find_resources
 from manylora.system.standard_streams import make_streams_lossy
-from manylora.wiring.ranks import RankOrder, RankSizes, rank_device, rank_facts, rank_threads
+from manylora.wiring.ranks import RankBegin, RankOrder, RankSizes, rank_device, rank_facts, rank_threads
 
 log = logging.getLogger(__name__)
 
 
 def main(end: int, parent_pid: int) -> int:
-    """Build a rank and run it; return 0 after STOP or the end of rank 0, 1 after a failure."""
+    """Build a rank and run it; return 0 after STOP or the end of rank 0, `LOST_OTHERS`, or 1 after another failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if parent_pid:
         die_with_parent(parent_pid)
@@ -63,12 +64,12 @@ def main(end: int, parent_pid: int) -> int:
     except Exception as error:
         log.exception("rank.start_failed")
         commands.send(Command.of_text(CommandKind.FAILED, json.dumps(_failure(error).to_json()).encode()))
-        return 1
+        return LOST_OTHERS if isinstance(error, CollectiveFailed) else 1
     try:
         worker.run(commands)
     except CollectiveFailed as error:
         log.error("rank.ended cause=%s", error)
-        return 1
+        return LOST_OTHERS
     except Exception:
         log.exception("rank.failed")
         return 1
@@ -92,10 +93,11 @@ def _build(commands: CommandSocket) -> RankWorker:
     share = Share(spec, model.tensor_parallel, order.rank)
     facts = rank_facts(config, fingerprint(base_dir, spec), kernels)
     commands.send(Command.of_text(CommandKind.HELLO, msgspec.json.encode(facts)))
-    sizes = msgspec.json.decode(_text(commands, CommandKind.BEGIN), type=RankSizes)
-    _refuse_too_little_memory(share.own, kernels, sizes)
+    begin = msgspec.json.decode(_text(commands, CommandKind.BEGIN), type=RankBegin)
+    sizes = begin.sizes
+    _refuse_too_little_memory(share.own, kernels, sizes, share.degree)
     commands.send(Command(CommandKind.FITS))
-    meeting = meeting_in(Path(order.meeting), share.degree)
+    meeting = meeting_in(Path(begin.meeting), share.degree)
     ranks = join_group(model.collectives, meeting, order.rank, share.degree, model.rank_timeout_s)
     weights = load_weights(base_dir, spec, kernels, share=share)
     llama = LlamaModel(spec, weights, kernels, max_positions=sizes.max_positions, share=share, ranks=ranks)
@@ -134,10 +136,10 @@ def _kernels(config: Config, rank: int) -> Kernels:
     return kernels
 
 
-def _refuse_too_little_memory(own: ModelSpec, kernels: Kernels, sizes: RankSizes) -> None:
+def _refuse_too_little_memory(own: ModelSpec, kernels: Kernels, sizes: RankSizes, ranks: int) -> None:
     """Raise `MemoryPlanImpossible` if the machine has too little left for this rank's share alone."""
     form = kernels.form
-    needed = weight_bytes(own, form) + step_bytes(own, sizes.max_rows)
+    needed = weight_bytes(own, form) + step_bytes(own, sizes.max_rows, ranks)
     needed += sizes.kv_blocks * kv_block_bytes(own, form, sizes.block_size)
     left = kernels.own_memory_bytes or find_resources((os.getpid(),)).memory_bytes
     if needed > left:

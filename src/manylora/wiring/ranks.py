@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +20,11 @@ from manylora.errors import ManyloraError, StartupError
 from manylora.failure import Failure
 from manylora.kernels.collectives import CollectiveFailed
 from manylora.kernels.interface import Kernels
+from manylora.models.checkpoint_files import checked_entries
+from manylora.models.shares import share_entries
 from manylora.models.spec import ModelSpec
 from manylora.models.tensor_parallel import Share
+from manylora.models.weight_source import keeps_four_bits
 from manylora.system.resources import has_cuda_device
 
 PROGRAM = "manylora.wiring.rank_main"
@@ -30,12 +32,11 @@ PROGRAM = "manylora.wiring.rank_main"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankOrder:
-    """The share that a rank builds. `meeting`: the file over which the ranks find each other."""
+    """The share that a rank builds."""
 
     config: Config
     base_dir: str
     rank: int
-    meeting: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,14 @@ class RankSizes:
     block_size: int
     max_positions: int
     max_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankBegin:
+    """The begin of a rank's build. `meeting`: the file over which the ranks find each other."""
+
+    sizes: RankSizes
+    meeting: str
 
 
 def rank_threads(config: Config, threads: int) -> int:
@@ -95,13 +104,7 @@ class Ranks:
         self._config = config
         self._size = config.model.tensor_parallel
         self.share = Share(spec, self._size, 0)
-        self._folder = Path(tempfile.mkdtemp(prefix="manylora-ranks-"))  # mode 0700
-        self._meeting = self._folder / "meeting"
-        try:
-            self.processes = RankProcesses(PROGRAM, self._size, config.model.rank_timeout_s)
-        except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            raise
+        self.processes = RankProcesses(PROGRAM, self._size, config.model.rank_timeout_s)
         self._base_dir = base_dir
 
     def join(self, facts: RankFacts, sizes: RankSizes) -> ProcessGroupRanks:
@@ -112,30 +115,30 @@ class Ranks:
         self.processes.tell_each(CommandKind.ORDER, self._order)
         for number, text in enumerate(self.processes.replies(CommandKind.HELLO, start_failure), start=1):
             self._compare(number, facts, msgspec.json.decode(text, type=RankFacts))
-        self.processes.tell_each(CommandKind.BEGIN, lambda _: msgspec.json.encode(sizes))
-        self.processes.replies(CommandKind.FITS, start_failure)
+        with tempfile.TemporaryDirectory(prefix="manylora-ranks-", ignore_cleanup_errors=True) as folder:  # mode 0700
+            begin = RankBegin(sizes=sizes, meeting=str(Path(folder) / "meeting"))
+            self.processes.tell_each(CommandKind.BEGIN, lambda _: msgspec.json.encode(begin))
+            self.processes.replies(CommandKind.FITS, start_failure)
+            self.group = self._joined(Path(begin.meeting))
+        return self.group
+
+    def _joined(self, meeting: Path) -> ProcessGroupRanks:
+        model = self._config.model
         try:
-            meeting = meeting_in(self._meeting, self._size)
-            model = self._config.model
-            self.group = join_group(model.collectives, meeting, 0, self._size, model.rank_timeout_s)
-            return self.group
+            return join_group(model.collectives, meeting_in(meeting, self._size), 0, self._size, model.rank_timeout_s)
         except CollectiveFailed as error:
-            raise StartupError(str(error)) from error
+            raise self.processes.failure(start_failure) or StartupError(str(error)) from error
 
     def await_weights(self) -> None:
         """Wait until every rank has its weights. Raises: `StartupError` that names one which fails."""
         self.processes.replies(CommandKind.READY, start_failure)
-        # Not before: a rank may read its meeting after rank 0 has joined, and would wait for a removed one for minutes.
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def abandon(self) -> None:
         """End the ranks of a start that fails."""
         self.processes.end()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _order(self, rank: int) -> bytes:
-        order = RankOrder(config=self._config, base_dir=str(self._base_dir), rank=rank, meeting=str(self._meeting))
-        return msgspec.json.encode(order)
+        return msgspec.json.encode(RankOrder(config=self._config, base_dir=str(self._base_dir), rank=rank))
 
     def _compare(self, number: int, ours: RankFacts, theirs: RankFacts) -> None:
         for name, mine in dataclasses.asdict(ours).items():
@@ -144,11 +147,18 @@ class Ranks:
 
 
 @contextmanager
-def starting(config: Config, spec: ModelSpec, base_dir: Path) -> "Iterator[Ranks | None]":
-    """Start the ranks of a base, and end them if the block fails; None: it has one rank."""
+def starting(config: Config, spec: ModelSpec, base_dir: Path, kernels: Kernels) -> "Iterator[Ranks | None]":
+    """Start the ranks of a base, and end them if the block fails; None: it has one rank.
+
+    Raises: `ModelUnsupported` before a process starts, for a group of four bits on two ranks
+    """
     if config.model.tensor_parallel == 1:
         yield None
         return
+    second = Share(
+        spec, config.model.tensor_parallel, 1
+    )  # its inputs begin where the first part ends, and all are equal
+    share_entries(checked_entries(base_dir, spec), second, keeps_four_bits=keeps_four_bits(kernels))
     ranks = Ranks(config, spec, base_dir)
     with contextlib.ExitStack() as undo:
         undo.callback(ranks.abandon)

@@ -236,7 +236,7 @@ class CapturedGraph:
         self._step.kv = kv.address
         seconds = None if profile is None else profile.address
         if self._ranks is not None:
-            return self._run_with_ranks(self._ranks, step, seconds)
+            return self._run_with_ranks(self._ranks, step, seconds, reuse)
         shape = step.logit_rows.shape[0], max(self._vocab, step.lora.vocabulary)
         logits = reuse if reuse is not None and reuse.shape == shape else torch.empty(shape)
         self._stage(step, logits)
@@ -249,7 +249,7 @@ class CapturedGraph:
         if refused >= 0:
             raise IndexError(self._refusals[first + refused])
 
-    def _run_with_ranks(self, ranks: Collectives, step: StepInput, seconds: int | None) -> Tensor:
+    def _run_with_ranks(self, ranks: Collectives, step: StepInput, seconds: int | None, reuse: Tensor | None) -> Tensor:
         """Run the calls between two cuts at once, and each cut's collective. Ranks but the first return their part."""
         logits = torch.empty(step.logit_rows.shape[0], self._own_vocab)
         self._stage(step, logits)
@@ -262,7 +262,7 @@ class CapturedGraph:
                 start = column * self._step.rows
                 sum_over(ranks, self._scratch[start : start + self._step.rows * width * copies])
                 continue
-            joined = join_columns(ranks, logits, cut.vocab, max(cut.vocab, step.lora.vocabulary))
+            joined = join_columns(ranks, logits, cut.vocab, max(cut.vocab, step.lora.vocabulary), reuse)
             if joined is None:
                 return logits
             logits = joined

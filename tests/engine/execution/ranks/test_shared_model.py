@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig
 
 from manylora.errors import ModelUnsupported
+from manylora.kernels.collectives import Collectives, join_columns
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.interface import Kernels
@@ -22,7 +23,7 @@ from manylora.models.spec import read_spec
 from manylora.models.tensor_parallel import Share, degrees
 from manylora.models.weights import load_weights
 from tests.conftest import long, thinned
-from tests.engine.execution.ranks.thread_ranks import run_shared
+from tests.engine.execution.ranks.thread_ranks import run_shared, with_ranks
 from tests.models.checkpoints.test_quantized import save_quantized
 from tests.models.parity.rows import ROWS
 from tests.models.parity.test_parity import NAMES, PROMPT
@@ -170,3 +171,20 @@ def test_a_group_of_four_bits_on_two_ranks_is_refused_by_name(tmp_path: Path) ->
     entries = checked_entries(tmp_path, spec)
     with pytest.raises(ModelUnsupported, match=r"o_proj.weight has groups of 32 inputs, and 16 inputs a rank cut one"):
         share_entries({OUTPUT: entries[OUTPUT]}, Share(spec, 4, 1), keeps_four_bits=True)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_the_joined_columns_lie_on_rank_0_alone_in_memory_of_the_last_ones(rows: int) -> None:
+    whole = torch.arange(rows * 5.0).view(rows, 5)
+    kept = torch.zeros(rows, 7)
+
+    def joined(ranks: Collectives) -> torch.Tensor | None:
+        own = torch.nn.functional.pad(whole, (0, 1))[:, 3 * ranks.rank : 3 * ranks.rank + 3]
+        x = torch.nn.functional.pad(own, (0, 1), value=9.0).contiguous()
+        return join_columns(ranks, x, 5, 7, kept if ranks.rank == 0 else None)
+
+    first, second = with_ranks(2, joined)
+    assert first is kept
+    assert second is None
+    assert torch.equal(kept[:, :5], whole)
+    assert torch.isneginf(kept[:, 5:]).all()

@@ -1,5 +1,6 @@
 """The collectives of ranks in processes of one machine, over torch's process groups."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol, cast
@@ -7,7 +8,7 @@ from typing import Protocol, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore, Store, Work
+from torch._C._distributed_c10d import FileStore, GatherOptions, Store, Work
 
 from manylora.clock import SystemClock
 from manylora.kernels.collectives import CollectiveFailed
@@ -19,6 +20,7 @@ class _Group(Protocol):
     """A back end of torch. Its own stub lacks the method."""
 
     def allgather(self, parts: list[list[Tensor]], own: list[Tensor], /) -> Work: ...
+    def gather(self, parts: list[list[Tensor]], own: list[Tensor], /, opts: GatherOptions) -> Work: ...
 
 
 class ProcessGroupRanks:
@@ -37,11 +39,21 @@ class ProcessGroupRanks:
         self._clock = SystemClock()
 
     def gather(self, x: Tensor) -> list[Tensor]:
+        return self._exchange(x, self.size, lambda parts, own: self._group.allgather([parts], [own]))
+
+    def collect(self, x: Tensor) -> list[Tensor]:
+        options = GatherOptions()
+        options.rootRank = 0
+        count = 0 if self.rank else self.size
+        return self._exchange(x, count, lambda parts, own: self._group.gather([parts] if parts else [], [own], options))
+
+    def _exchange(self, x: Tensor, count: int, begin: Callable[[list[Tensor], Tensor], Work]) -> list[Tensor]:
+        """Begin an exchange with memory for `count` parts, and return them when it has ended."""
         begun_s = self._clock.monotonic_s()
         own = x.to(self._device)
-        parts = [torch.empty_like(own) for _ in range(self.size)]
+        parts = [torch.empty_like(own) for _ in range(count)]
         try:
-            self._group.allgather([parts], [own]).wait()
+            begin(parts, own).wait()
         except RuntimeError as error:
             raise CollectiveFailed(f"rank {self.rank} of {self.size} has lost the others: {error}") from error
         found = [part.to(x.device) for part in parts]
@@ -50,7 +62,7 @@ class ProcessGroupRanks:
 
 
 def join_group(backend: str, meeting: Store, rank: int, size: int, timeout_s: float) -> ProcessGroupRanks:
-    """Return the collectives of one rank, after all ranks have joined.
+    """Return the collectives of one rank, after all ranks have joined and none of them needs the meeting any more.
 
     Args:    backend    `gloo` or `nccl`; with the latter rank i exchanges rows on the CUDA device i
              meeting    the store in which the ranks exchange their addresses
@@ -60,8 +72,11 @@ def join_group(backend: str, meeting: Store, rank: int, size: int, timeout_s: fl
     timeout = timedelta(seconds=timeout_s)
     try:
         if backend == "nccl":
-            return ProcessGroupRanks(_nccl(meeting, rank, size, timeout), rank, size, f"cuda:{rank}")
-        return ProcessGroupRanks(_gloo(meeting, rank, size, timeout), rank, size)
+            found = ProcessGroupRanks(_nccl(meeting, rank, size, timeout), rank, size, f"cuda:{rank}")
+        else:
+            found = ProcessGroupRanks(_gloo(meeting, rank, size, timeout), rank, size)
+        found.gather(torch.zeros(1))
+        return found
     except (AttributeError, RuntimeError) as error:
         raise CollectiveFailed(f"rank {rank} of {size} cannot join the others by {backend}: {error}") from error
 

@@ -20,6 +20,8 @@ STOP_WAIT_S = 5.0
 """Seconds that a rank has for an orderly end."""
 END_WAIT_S = 1.0
 """Seconds in which a rank that has closed its connection is seen to end, so that the error names it."""
+LOST_OTHERS = 3
+"""Exit code of a rank that ends because it has lost the others: it is not the cause of a loss."""
 START_WAIT_S = 600.0
 """Seconds in which a new rank imports its code and checks its share. The time to read weights has no bound."""
 
@@ -76,22 +78,35 @@ class RankProcesses:
 
         Raises: `StartupError` that names the rank: `failure_of` reads the text of one that has failed
         """
-        found: list[bytes] = []
-        for rank in self._ranks:
-            rank.socket.set_timeout(None if kind is CommandKind.READY else START_WAIT_S)
+        wait_s = None if kind is CommandKind.READY else START_WAIT_S
+        return [self._reply(rank, kind, failure_of, wait_s) for rank in self._ranks]
+
+    def failure(self, failure_of: Callable[[bytes], StartupError]) -> StartupError | None:
+        """Return the failure of a rank that has ended before the ranks have met, of a cause first; None: all live."""
+        ended = [rank for rank in self._ranks if self._code(rank) is not None]
+        for rank in sorted(ended, key=lambda each: each.process.returncode == LOST_OTHERS):
             try:
-                reply = rank.socket.receive()
-            except OSError as error:
-                raise StartupError(f"{self._name(rank)} does not answer: {error}") from error
-            if reply is None:
-                raise StartupError(f"{self._name(rank)} ended before it was ready{ending(self._code(rank))}")
-            if reply.kind is CommandKind.FAILED:
-                failure = failure_of(reply.text)
-                raise type(failure)(f"{self._name(rank)}: {failure.message}")
-            assert reply.kind is kind, f"{self._name(rank)} answers {reply.kind!r}, not {kind!r}"
-            found.append(reply.text)
-            rank.socket.set_timeout(self._timeout_s)
-        return found
+                self._reply(rank, CommandKind.READY, failure_of, END_WAIT_S)
+            except StartupError as error:
+                return error
+        return None
+
+    def _reply(
+        self, rank: _Rank, kind: CommandKind, failure_of: Callable[[bytes], StartupError], wait_s: float | None
+    ) -> bytes:
+        rank.socket.set_timeout(wait_s)
+        try:
+            reply = rank.socket.receive()
+        except OSError as error:
+            raise StartupError(f"{self._name(rank)} does not answer: {error}") from error
+        if reply is None:
+            raise StartupError(f"{self._name(rank)} ended before it was ready{ending(self._code(rank))}")
+        if reply.kind is CommandKind.FAILED:
+            failure = failure_of(reply.text)
+            raise type(failure)(f"{self._name(rank)}: {failure.message}")
+        assert reply.kind is kind, f"{self._name(rank)} answers {reply.kind!r}, not {kind!r}"
+        rank.socket.set_timeout(self._timeout_s)
+        return reply.text
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -120,9 +135,12 @@ class RankProcesses:
         """Note the loss of a rank, end all ranks, and return the error of the requests under way."""
         if self._lost is None:
             ended = [rank for rank in self._ranks if self._code(rank) is not None]
-            who = ", ".join(self._name(rank) + ending(rank.process.returncode) for rank in ended)
-            log.error("rank.lost ranks=%s cause=%s", [rank.number for rank in ended], why)
+            causes = [rank for rank in ended if rank.process.returncode != LOST_OTHERS]
+            silent = [rank for rank in self._ranks if ended and rank not in ended]
+            who = ", ".join(self._name(rank) + ending(rank.process.returncode) for rank in causes)
+            who = who or ", ".join(f"{self._name(rank)}, which does not answer" for rank in silent)
             who = who or f"one of the {self.size} ranks"
+            log.error("rank.lost ranks=%s cause=%s", [rank.number for rank in causes or silent], why)
             self._lost = RankLost(f"the engine has lost {who}; all ranks start anew, repeat the request")
             self.end()
         return self._lost
