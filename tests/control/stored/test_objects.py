@@ -15,9 +15,10 @@ from manylora.control.stored import files as files_module
 from manylora.control.stored import retention
 from manylora.control.stored.files import FilePart, append_to_file, begin_file, list_files, publish_file, read_file
 from manylora.control.stored.objects import TenantStore
-from manylora.control.stored.responses import delete_response, get_response, keep_response
+from manylora.control.stored.responses import delete_response, get_response, keep_response, replace_response
 from manylora.control.stored.retention import UNNAMED_S, delete_old, delete_unnamed
 from manylora.errors import BodyTooLarge, InvalidParameter, ManyloraError, ResourceNotFound, StorageLimitExceeded
+from manylora.stored.conversations import digest_of
 from manylora.stored.files import Publication
 from tests.control.plane import Plane, in_plane
 
@@ -180,6 +181,49 @@ def test_of_each_tenant_the_newest_responses_stay(url: URL, tmp_path: Path) -> N
 
     limits = {"storage.tenant_responses": 3, "storage.tenant_response_bytes": 100}
     in_plane(url, tmp_path, scenario, settings=limits)
+
+
+def test_running_responses_stay_and_replacements_keep_the_quota(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        store, whole = TenantStore.of(plane.control), b"x" * 3000
+        await keep_response(store, "acme", "resp_run", b"x", is_running=True)
+        for name in "abc":
+            await keep_response(store, "acme", f"resp_{name}", b"x")
+        assert blobs(plane) == ["resp_b", "resp_c", "resp_run"], "the oldest runs"
+        await replace_response(store, "acme", "resp_run", whole, digest_of(b"x"), is_running=True)
+        assert blobs(plane) == ["resp_b", "resp_c", "resp_run"]
+        for name, size in (("large", 4001), ("second", 1500)):
+            with pytest.raises(StorageLimitExceeded):
+                await keep_response(store, "acme", f"resp_{name}", b"x" * size, is_running=True)
+        await keep_response(store, "acme", "resp_plain", b"x" * 1500)
+        assert "resp_plain" not in blobs(plane), "a response that has ended is not kept beyond the quota"
+        await keep_response(store, "acme", "resp_more", b"x" * 900)
+        with pytest.raises(StorageLimitExceeded):
+            await replace_response(store, "acme", "resp_run", b"x" * 4100, digest_of(whole))
+        assert await get_response(store, "acme", "resp_run") == whole
+        await replace_response(store, "acme", "resp_run", b"y" * 3990, digest_of(whole))
+        assert blobs(plane) == ["resp_run"], "the others that have ended go"
+        await keep_response(store, "acme", "resp_last", b"x" * 900)
+        assert blobs(plane) == ["resp_last"], "it runs no more"
+
+    limits = {"storage.tenant_responses": 3, "storage.tenant_response_bytes": 4000}
+    in_plane(url, tmp_path, scenario, settings=limits)
+
+
+def test_a_replacement_begins_the_time_of_a_response_anew(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        store = TenantStore.of(plane.control)
+        await keep_response(store, "acme", "resp_a", b"a", is_running=True)
+        plane.clock.advance(3000)
+        await replace_response(store, "acme", "resp_a", b"b", digest_of(b"a"))
+        plane.clock.advance(3000)
+        await delete_old(store)
+        assert await get_response(store, "acme", "resp_a") == b"b"
+        plane.clock.advance(601)
+        await delete_old(store)
+        assert blobs(plane) == []
+
+    in_plane(url, tmp_path, scenario)
 
 
 def test_what_has_been_kept_for_its_time_is_deleted_and_all_of_a_closed_tenant(url: URL, tmp_path: Path) -> None:

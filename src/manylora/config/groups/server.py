@@ -42,6 +42,21 @@ class ServerConfig:
         Retry-After. With several bases each has this number of places, so that a full one leaves the others free.
         """,
     )
+    background_responses: int = setting(
+        256,
+        low=1,
+        text="""
+        Responses with `background` that a server has queued or under way at once; a further one gets 503 `overloaded`
+        with Retry-After.
+        """,
+    )
+    tenant_background_responses: int = setting(
+        64,
+        low=1,
+        text="""
+        The same of one tenant; a further one gets 429 `rate_limit_exceeded` with Retry-After.
+        """,
+    )
     max_best_of: int = setting(
         2,
         low=1,

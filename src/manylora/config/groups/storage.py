@@ -62,7 +62,7 @@ class StorageConfig:
         1_000,
         low=1,
         text="""
-        Largest number of responses of a tenant; beyond it the oldest are deleted.
+        Largest number of responses of a tenant; beyond it the oldest are deleted, but none that runs in the background.
         """,
     )
     tenant_response_bytes: int = setting(
@@ -70,6 +70,7 @@ class StorageConfig:
         low=1,
         text="""
         Bytes of all responses of a tenant together, with the conversations that they continue; beyond them the oldest
-        are deleted. A larger response is not kept.
+        are deleted, but none that runs in the background. A larger response is not kept; with `background` it is
+        refused.
         """,
     )

@@ -1,9 +1,9 @@
 """Rows of files and responses, and the store that every part of this room shares."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Row, and_, delete, func, select
+from sqlalchemy import ColumnElement, and_, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.config.groups.storage import StorageConfig
@@ -66,9 +66,3 @@ async def drop_rows(connection: AsyncConnection, condition: ColumnElement[bool])
 async def remove_blobs(store: TenantStore, gone: Iterable[tuple[str, str]]) -> None:
     for tenant, blob in gone:
         await store.blobs.remove(tenant, blob)
-
-
-async def newest_first(connection: AsyncConnection, tenant: str, kind: str) -> Sequence[Row[int, str, int]]:
-    """Return number, id and bytes of a tenant's objects of a kind."""
-    asked = select(stored.c.number, stored.c.id, stored.c.bytes).where(stored.c.tenant == tenant, stored.c.kind == kind)
-    return (await connection.execute(asked.order_by(stored.c.number.desc()))).all()

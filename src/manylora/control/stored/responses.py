@@ -1,6 +1,7 @@
 """Responses that later requests continue, each for a time; of each tenant the newest stay."""
 
 from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.storage.tables import stored
 from manylora.control.stored.objects import (
@@ -9,7 +10,6 @@ from manylora.control.stored.objects import (
     drop_rows,
     hold_tenant,
     is_object,
-    newest_first,
     remove_blobs,
     total_of,
 )
@@ -19,60 +19,107 @@ from manylora.stored.conversations import digest_of
 MOST_BYTES = 1 << 30
 
 
-async def keep_response(store: TenantStore, tenant: str, response: str, data: bytes) -> None:
-    """Keep a response, and drop the tenant's oldest ones beyond its count and bytes. A second call changes nothing.
+RUNNING = "running"
+"""The purpose of a response that has not ended; it is never pruned."""
+END_BYTES = 1 << 10
+"""Bytes by which a response may always grow at its replacement, so that its end without a text fits."""
 
-    A response that is larger than all bytes of a tenant is not kept. Raises `StorageUnavailable`.
+
+async def keep_response(
+    store: TenantStore, tenant: str, response: str, data: bytes, *, is_running: bool = False
+) -> None:
+    """Keep a response, and drop the tenant's oldest ended ones beyond its count and bytes.
+
+    A second call changes nothing. A response for which there is no room is not kept; one that is running is refused.
+    Raises `StorageUnavailable`, and `StorageLimitExceeded` for one that is running.
     """
     settings, now_ms = store.settings, store.control.now_ms()
     if len(data) > settings.tenant_response_bytes:
+        if is_running:
+            raise _too_many(store)
         return
     await store.blobs.write(tenant, response, data)
+    row = {
+        "id": response,
+        "tenant": tenant,
+        "kind": RESPONSE,
+        "bytes": len(data),
+        "created_ms": now_ms,
+        "expires_ms": now_ms + int(1000 * settings.responses_s),
+        "is_whole": True,
+        "name": "",
+        "purpose": RUNNING if is_running else "",
+    }
+    gone: list[tuple[str, str]] = []
+    has_room = True
     async with store.control.database.write() as connection:
         await hold_tenant(connection, tenant)
-        row = {
-            "id": response,
-            "tenant": tenant,
-            "kind": RESPONSE,
-            "bytes": len(data),
-            "created_ms": now_ms,
-            "expires_ms": now_ms + int(1000 * settings.responses_s),
-            "is_whole": True,
-            "name": "",
-            "purpose": "",
-        }
         await connection.execute(store.control.database.insert_once(stored).values(row))
-        count, num_bytes = await total_of(connection, tenant, RESPONSE)
-        gone: list[tuple[str, str]] = []
-        if count > settings.tenant_responses or num_bytes > settings.tenant_response_bytes:
-            left_bytes, beyond = settings.tenant_response_bytes, list[int]()
-            for place, each in enumerate(await newest_first(connection, tenant, RESPONSE)):
-                left_bytes -= each.bytes
-                if left_bytes < 0 or place >= settings.tenant_responses:
-                    beyond.append(each.number)
-            gone = await drop_rows(connection, stored.c.number.in_(beyond))
+        has_room, beyond = await _beyond(store, connection, tenant)
+        if not has_room and is_running:
+            beyond = [response]
+        if beyond:
+            gone = await drop_rows(connection, (stored.c.tenant == tenant) & stored.c.id.in_(beyond))
     await remove_blobs(store, gone)
+    if not has_room and is_running:
+        raise _too_many(store)
 
 
-async def replace_response(store: TenantStore, tenant: str, response: str, data: bytes, before: str) -> None:
-    """Replace a response whose bytes have the digest `before`.
+async def replace_response(
+    store: TenantStore, tenant: str, response: str, data: bytes, before: str, *, is_running: bool = False
+) -> None:
+    """Replace a response whose bytes have the digest `before`, and drop the oldest others that have ended as at a put.
 
-    Raises `ResourceNotFound`, `NameTaken` if another edge has replaced it meanwhile, `StorageLimitExceeded`.
+    Its time begins anew. Raises `ResourceNotFound`, `NameTaken` if another edge has replaced it meanwhile,
+    `StorageLimitExceeded`.
     """
-    if len(data) > store.settings.tenant_response_bytes:
-        raise StorageLimitExceeded(
-            f"the responses of the tenant may have {store.settings.tenant_response_bytes} bytes together "
-            "(storage.tenant_response_bytes)"
-        )
     own = is_object(tenant, RESPONSE, response)
     async with store.control.database.write() as connection:
-        asked = select(stored.c.number).where(own, stored.c.expires_ms > _now(store)).with_for_update()
-        if (await connection.execute(asked)).first() is None:
+        await hold_tenant(connection, tenant)
+        asked = select(stored.c.bytes).where(own, stored.c.expires_ms > _now(store)).with_for_update()
+        size = (await connection.execute(asked)).scalar_one_or_none()
+        if size is None:
             raise ResourceNotFound("no such response")
         if digest_of(await _read(store, tenant, response)) != before:
             raise NameTaken("another server has changed the response; repeat the request")
+        facts = {"bytes": len(data), "expires_ms": _now(store) + int(1000 * store.settings.responses_s)}
+        await connection.execute(update(stored).where(own).values({**facts, "purpose": RUNNING}))
+        has_room, beyond = await _beyond(store, connection, tenant)
+        if not has_room and len(data) > size + END_BYTES:
+            raise _too_many(store)
         await store.blobs.write(tenant, response, data)
-        await connection.execute(update(stored).where(own).values(bytes=len(data)))
+        await connection.execute(update(stored).where(own).values(purpose=RUNNING if is_running else ""))
+        gone = await drop_rows(connection, (stored.c.tenant == tenant) & stored.c.id.in_(beyond))
+    await remove_blobs(store, gone)
+
+
+async def _beyond(store: TenantStore, connection: AsyncConnection, tenant: str) -> tuple[bool, list[str]]:
+    """Return whether the running responses of a tenant are within its quota, and the ended ones beyond it."""
+    left, left_bytes = store.settings.tenant_responses, store.settings.tenant_response_bytes
+    count, num_bytes = await total_of(connection, tenant, RESPONSE)
+    if count <= left and num_bytes <= left_bytes:
+        return True, []
+    asked = select(stored.c.id, stored.c.bytes, stored.c.purpose).where(
+        stored.c.tenant == tenant, stored.c.kind == RESPONSE
+    )
+    rows = (await connection.execute(asked.order_by(stored.c.number.desc()))).all()
+    running = [row for row in rows if row.purpose == RUNNING]
+    left, left_bytes = left - len(running), left_bytes - sum(row.bytes for row in running)
+    has_room, beyond = left >= 0 and left_bytes >= 0, list[str]()
+    for row in rows:
+        if row.purpose != RUNNING:
+            left, left_bytes = left - 1, left_bytes - row.bytes
+            if left < 0 or left_bytes < 0:
+                beyond.append(str(row.id))
+    return has_room, beyond
+
+
+def _too_many(store: TenantStore) -> StorageLimitExceeded:
+    return StorageLimitExceeded(
+        f"the tenant may have {store.settings.tenant_responses} responses (storage.tenant_responses) with "
+        f"{store.settings.tenant_response_bytes} bytes together (storage.tenant_response_bytes), and those that run "
+        "are not dropped"
+    )
 
 
 async def get_response(store: TenantStore, tenant: str, response: str) -> bytes:

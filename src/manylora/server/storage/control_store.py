@@ -50,12 +50,20 @@ class ControlStore:
 
     # ── responses ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def keep_response(self, tenant: TenantId, response: str, data: bytes) -> None:
-        await self._client.exchange("PUT", _place(tenant, "responses", response), data)
+    async def keep_response(self, tenant: TenantId, response: str, data: bytes, *, is_running: bool = False) -> None:
+        """Keep a response. One that is running is refused beyond the quota: it raises `StorageLimitExceeded`."""
+        place = f"{_place(tenant, 'responses', response)}?running={int(is_running)}"
+        await self._client.exchange("PUT", place, data)
 
-    async def replace_response(self, tenant: TenantId, response: str, data: bytes, before: str) -> None:
-        """Replace a response with the digest `before`. Raises `ResourceNotFound`, `NameTaken` for another digest."""
-        await self._client.exchange("PUT", f"{_place(tenant, 'responses', response)}?before={before}", data)
+    async def replace_response(
+        self, tenant: TenantId, response: str, data: bytes, before: str, *, is_running: bool = False
+    ) -> None:
+        """Replace a response with the digest `before`; its time begins anew.
+
+        Raises `ResourceNotFound`, `StorageLimitExceeded`, and `NameTaken` for another digest.
+        """
+        place = f"{_place(tenant, 'responses', response)}?before={before}&running={int(is_running)}"
+        await self._client.exchange("PUT", place, data)
 
     async def response(self, tenant: TenantId, response: str) -> bytes:
         """Return a response. Raises `ResourceNotFound`."""

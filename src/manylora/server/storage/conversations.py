@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from manylora.errors import NameTaken, ResourceNotFound
+from manylora.errors import NameTaken, ResourceNotFound, StorageLimitExceeded
 from manylora.ids import TenantId
 from manylora.server.storage.control_store import ControlStore
-from manylora.stored.conversations import digest_of
+from manylora.stored.conversations import MOST_BYTES, digest_of
 from manylora.system.printable import printable
 
 ATTEMPTS = 8
@@ -69,6 +69,16 @@ class TenantConversations:
             return changed
         raise NameTaken("the conversation changes faster than this server can change it; repeat the request")
 
+    async def add_once(self, tenant: TenantId, conversation: str, items: tuple[dict[str, Any], ...]) -> None:
+        """Add items whose ids the conversation does not have. Raises as `change`."""
+
+        def added(found: Conversation) -> Conversation:
+            had = {item["id"] for item in found.items}
+            new = tuple(item for item in items if item["id"] not in had)
+            return msgspec.structs.replace(found, items=(*found.items, *new))
+
+        await self.change(tenant, conversation, added)
+
     async def delete(self, tenant: TenantId, conversation: str) -> None:
         """Delete a conversation. Raises `ResourceNotFound`."""
         try:
@@ -82,6 +92,15 @@ class TenantConversations:
         except ResourceNotFound as error:
             raise _missing(conversation, field) from error
         return msgspec.json.decode(data, type=Conversation), digest_of(data)
+
+
+def require_room(conversation: Conversation, items: tuple[dict[str, Any], ...]) -> None:
+    """Raise `StorageLimitExceeded` if a conversation has no room for further items."""
+    size = len(msgspec.json.encode(msgspec.structs.replace(conversation, items=(*conversation.items, *items))))
+    if size > MOST_BYTES:
+        raise StorageLimitExceeded(
+            f"a conversation may have {MOST_BYTES} bytes; this one would have {size}", parameter="conversation"
+        )
 
 
 def _missing(conversation: str, field: str) -> ResourceNotFound:

@@ -24,6 +24,7 @@ from manylora.system.printable import printable
 log = logging.getLogger(__name__)
 
 PREFIX = "resp_"
+RUNNING = ("queued", "in_progress")
 WAITING_BYTES = 1 << 26
 """Bytes of responses that wait for the control plane; beyond them the oldest are dropped."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.2, 10.0
@@ -51,6 +52,11 @@ class KeptResponse(msgspec.Struct, frozen=True, kw_only=True):
     reply: msgspec.Raw
     messages: tuple[dict[str, Any], ...]
     beat_ms: int = 0
+
+    @property
+    def is_running(self) -> bool:
+        """Return whether the response is queued or in progress without a waiting caller."""
+        return self.beat_ms > 0 and msgspec.json.decode(self.reply).get("status") in RUNNING
 
 
 class TenantResponses:
@@ -107,15 +113,18 @@ class TenantResponses:
                 raise
 
     async def put(self, tenant: TenantId, response: KeptResponse) -> None:
-        """Keep a response, which the control plane has at the return. Raises `ControlUnavailable`."""
-        await self._store.keep_response(tenant, response.id, msgspec.json.encode(response))
+        """Keep a response that will run, which the control plane has at the return.
+
+        Raises `ControlUnavailable`, `StorageUnavailable`, `StorageLimitExceeded`.
+        """
+        await self._store.keep_response(tenant, response.id, msgspec.json.encode(response), is_running=True)
 
     async def replace(
         self, tenant: TenantId, response_id: str, change: Callable[[KeptResponse], KeptResponse]
     ) -> KeptResponse:
         """Change a response that the control plane has, and return it. `change` may be called again.
 
-        Raises `ResourceNotFound`, `ControlUnavailable`, `NameTaken`.
+        Raises `ResourceNotFound`, `ControlUnavailable`, `StorageUnavailable`, `StorageLimitExceeded`, `NameTaken`.
         """
         for _ in range(ATTEMPTS):
             data = await self._store.response(tenant, response_id)
@@ -124,7 +133,9 @@ class TenantResponses:
                 return found
             try:
                 content = msgspec.json.encode(changed)
-                await self._store.replace_response(tenant, response_id, content, digest_of(data))
+                await self._store.replace_response(
+                    tenant, response_id, content, digest_of(data), is_running=changed.is_running
+                )
             except NameTaken:
                 continue
             return changed

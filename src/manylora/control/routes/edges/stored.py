@@ -56,13 +56,15 @@ router = APIRouter(prefix="/internal/stored", include_in_schema=False, dependenc
 
 
 @router.put("/{tenant}/responses/{response}")
-async def put_response(store: StoreDep, request: Request, tenant: str, response: str, before: str = "") -> Response:
-    """Keep the body; `before`: the digest of the bytes that it replaces."""
+async def put_response(
+    store: StoreDep, request: Request, tenant: str, response: str, before: str = "", *, running: bool = False
+) -> Response:
+    """Keep the body; `before`: the digest of the bytes that it replaces; `running`: it has not ended."""
     data = await request.body()
     if before:
-        await replace_response(store, tenant, response, data, before)
+        await replace_response(store, tenant, response, data, before, is_running=running)
     else:
-        await keep_response(store, tenant, response, data)
+        await keep_response(store, tenant, response, data, is_running=running)
     return Response(status_code=204)
 
 

@@ -6,23 +6,33 @@ at another server is not completed here.
 """
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import msgspec
 
 from manylora.clock import Clock
-from manylora.errors import EngineFault, InvalidParameter, ManyloraError, ResourceNotFound
+from manylora.config.groups.server import ServerConfig
+from manylora.errors import (
+    EngineFault,
+    InvalidParameter,
+    LimitExceeded,
+    ManyloraError,
+    NameTaken,
+    Overloaded,
+    QueueTimeout,
+    ResourceNotFound,
+)
 from manylora.ids import TenantId
+from manylora.server.http.context import RequestState
 from manylora.server.storage.responses import KeptResponse, TenantResponses
 
 log = logging.getLogger(__name__)
 
 Json = dict[str, Any]  # JSON values of several types
-Run = Callable[[], Awaitable[KeptResponse]]
-"""Runs a response and returns it at its end. It raises the failure of the request."""
-
 BEAT_S = 5.0
 """Seconds between two notes of the server that runs a response, and looks for its cancellation."""
 LOST_MS = 60_000
@@ -33,27 +43,83 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 """Seconds between two of those attempts."""
 STOP_S = 5.0
 """Seconds for which a server that ends waits for the control plane; then the responses count as lost."""
-RUNNING = ("queued", "in_progress")
+BUSY_WAIT_S = 5.0
+"""Seconds after which a caller beyond a bound on background responses asks again."""
+REFUSED_UNCOMPUTED = (Overloaded, QueueTimeout)
+"""Refusals of the engine before a request's first step."""
+_INTERNAL = EngineFault("internal error")
 _Key = tuple[TenantId, str]
+
+
+class BackgroundWork(Protocol):
+    """A response that runs without a waiting caller.
+
+    is_begun  whether the engine has taken the request in the last attempt
+    """
+
+    is_begun: bool
+
+    @property
+    def arrival(self) -> RequestState:
+        """Return its request; `has_left` once its caller has cancelled or deleted it, and so pays what was computed."""
+
+    async def run(self) -> KeptResponse:
+        """Run the response and return it at its end. It raises the failure of the request."""
+
+    async def go_on(self) -> None:
+        """Add the response to its conversation. A second call adds nothing."""
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    work: BackgroundWork
+    task: "asyncio.Task[None] | None" = field(default=None)
+
+    def leave(self) -> None:
+        """End the run as of a caller that leaves."""
+        self.work.arrival.has_left = True
+        if self.task is not None:
+            self.task.cancel()
 
 
 class BackgroundResponses:
     """The responses that this server runs without a waiting caller. It belongs to one event loop."""
 
-    def __init__(self, kept: TenantResponses, clock: Clock) -> None:
+    def __init__(self, kept: TenantResponses, settings: ServerConfig, clock: Clock) -> None:
         self._kept = kept
+        self._settings = settings
         self._clock = clock
-        self._tasks: dict[_Key, asyncio.Task[None]] = {}
+        self._held: dict[_Key, _UnderWay] = {}
 
-    async def begin(self, tenant: TenantId, queued: KeptResponse, run: Run) -> None:
+    async def begin(self, tenant: TenantId, queued: KeptResponse, work: BackgroundWork) -> None:
         """Keep a queued response, which is at the control plane at the return, and run it.
 
-        Raises `ControlUnavailable`, `StorageUnavailable`.
+        Raises `LimitExceeded`, `Overloaded`, `ControlUnavailable`, `StorageUnavailable`, `StorageLimitExceeded`.
         """
-        await self._kept.put(tenant, msgspec.structs.replace(queued, beat_ms=self._now_ms()))
+        self._require_place(tenant)
         key = (tenant, queued.id)
-        task = self._tasks[key] = asyncio.create_task(self._run(key, run))
-        task.add_done_callback(lambda _: self._tasks.pop(key, None))
+        held = self._held[key] = _UnderWay(work)
+        try:
+            await self._kept.put(tenant, msgspec.structs.replace(queued, beat_ms=self._now_ms()))
+        except BaseException:
+            del self._held[key]
+            raise
+        held.task = asyncio.create_task(self._run(key, work))
+        held.task.add_done_callback(lambda _: self._held.pop(key, None))
+
+    def _require_place(self, tenant: TenantId) -> None:
+        of_tenant, of_all = self._settings.tenant_background_responses, self._settings.background_responses
+        if sum(key[0] == tenant for key in self._held) >= of_tenant:
+            raise LimitExceeded(
+                f"the tenant may have {of_tenant} responses with `background` under way at a server "
+                "(server.tenant_background_responses)",
+                parameter="background",
+                wait_s=BUSY_WAIT_S,
+            )
+        if len(self._held) >= of_all:
+            raise Overloaded(
+                f"the server has {of_all} responses with `background` under way (server.background_responses)"
+            )
 
     async def cancel(self, tenant: TenantId, response_id: str) -> KeptResponse:
         """Cancel a response at whichever server it runs; one that has ended stays as it is.
@@ -63,9 +129,18 @@ class BackgroundResponses:
         if not status_of(await self._kept.get(tenant, response_id))[1]:
             raise InvalidParameter("only a response with `background` can be cancelled", parameter="response_id")
         changed = await self._kept.replace(tenant, response_id, lambda found: self._ended(found, "cancelled"))
-        if (task := self._tasks.get((tenant, response_id))) is not None:
-            task.cancel()
+        if status_of(changed)[0] == "cancelled":
+            self._leave((tenant, response_id))
         return changed
+
+    async def delete(self, tenant: TenantId, response_id: str) -> None:
+        """Delete a response, and end its run; another server ends it at its next note. Raises as `get`."""
+        await self._kept.delete(tenant, response_id)
+        self._leave((tenant, response_id))
+
+    def _leave(self, key: _Key) -> None:
+        if (held := self._held.get(key)) is not None:
+            held.leave()
 
     async def shown(self, tenant: TenantId, response_id: str) -> KeptResponse:
         """Return a response; one that is lost with its server has failed. Raises as `TenantResponses.get`."""
@@ -81,72 +156,108 @@ class BackgroundResponses:
 
     async def stop(self) -> None:
         """End all runs; their responses have failed."""
-        for task in (tasks := list(self._tasks.values())):
+        for task in (tasks := [held.task for held in self._held.values() if held.task is not None]):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_S)
 
-    async def _run(self, key: _Key, run: Run) -> None:
-        beating = asyncio.create_task(self._beat(key, asyncio.current_task()))
+    async def _run(self, key: _Key, work: BackgroundWork) -> None:
+        """Run a response, keep its end, and let its conversation go on; one that was cancelled meanwhile does not."""
+        beating = asyncio.create_task(self._beat(key))
         try:
             await self._change(key, lambda found: _with(found, status="in_progress"))
-            done = await self._tried(run)
-            await self._change(key, lambda _: done)
+            done = await self._tried(work)
+            beating.cancel()  # a note after the end would take it for a cancellation
+            kept = await self._change(key, lambda _: done)
+            if kept is not None and kept.reply == done.reply:
+                await self._gone_on(key, work)
         except asyncio.CancelledError:
-            await self._change(key, lambda found: self._ended(found, "failed", "the server has ended the response"))
+            await self._fail(key, "the server has ended the response")
         except Exception as error:  # no code awaits this task; the response has its failure
             if not isinstance(error, ManyloraError):
                 log.exception("response.background_failed id=%s", key[1])
-            told = error.message if isinstance(error, ManyloraError) else EngineFault("internal error").message
-            await self._change(key, lambda found: self._ended(found, "failed", told))
+            await self._fail(key, error.message if isinstance(error, ManyloraError) else _INTERNAL.message)
         finally:
             beating.cancel()
 
-    async def _tried(self, run: Run) -> KeptResponse:
-        """Run a response; run it again while a limit or the full server refuses it."""
+    async def _tried(self, work: BackgroundWork) -> KeptResponse:
+        """Run a response; run it again while a limit or the full server refuses it, which has cost nothing."""
         wait_s, end_s = FIRST_WAIT_S, self._clock.monotonic_s() + LONGEST_QUEUE_S
         while True:
+            work.is_begun = False
             try:
-                return await run()
+                return await work.run()
             except ManyloraError as error:
-                if error.retry_after_s is None or self._clock.monotonic_s() >= end_s:
+                is_refused = not work.is_begun or isinstance(error, REFUSED_UNCOMPUTED)
+                if not is_refused or error.retry_after_s is None or self._clock.monotonic_s() >= end_s:
                     raise
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
-    async def _beat(self, key: _Key, running: "asyncio.Task[None] | None") -> None:
+    async def _gone_on(self, key: _Key, work: BackgroundWork) -> None:
+        """Let the conversation go on. The response shows no conversation if that fails for good."""
+        wait_s, end_s = FIRST_WAIT_S, self._clock.monotonic_s() + LONGEST_QUEUE_S
+        while True:
+            try:
+                await work.go_on()
+                return
+            except ManyloraError as error:
+                if not _passes(error) or self._clock.monotonic_s() >= end_s:
+                    log.warning("response.not_in_conversation id=%s error=%s", key[1], error.message)
+                    break
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        with contextlib.suppress(ManyloraError):
+            await self._kept.replace(*key, lambda found: _with(found, conversation=None))
+
+    async def _fail(self, key: _Key, message: str) -> None:
+        try:
+            await self._change(key, lambda found: self._ended(found, "failed", message))
+        except ManyloraError as error:
+            log.error("response.end_not_kept id=%s error=%s", key[1], error.message)
+
+    async def _beat(self, key: _Key) -> None:
         """Note that the response still runs, and end its run once it was cancelled or deleted elsewhere."""
         while True:
             await asyncio.sleep(BEAT_S)
-            found = await self._change(
-                key, lambda now: msgspec.structs.replace(now, beat_ms=self._now_ms()) if _runs(now) else now
-            )
-            if running is not None and (found is None or not _runs(found)):
-                running.cancel()
+            try:
+                found = await self._change(
+                    key, lambda now: msgspec.structs.replace(now, beat_ms=self._now_ms()) if now.is_running else now
+                )
+            except Exception:  # the next note may succeed; without notes the response counts as lost
+                log.exception("response.note_failed id=%s", key[1])
+                continue
+            if found is None or not found.is_running:
+                self._leave(key)
                 return
 
     async def _change(self, key: _Key, change: Callable[[KeptResponse], KeptResponse]) -> KeptResponse | None:
-        """Change a response that has not ended; None: it is deleted. A control plane that is away is asked again."""
+        """Change a response that has not ended; None: it is deleted. A control plane that is away is asked again.
+
+        Raises every error that does not pass with time, as `StorageLimitExceeded`.
+        """
         wait_s = FIRST_WAIT_S
         while True:
             try:
-                return await self._kept.replace(*key, lambda found: change(found) if _runs(found) else found)
+                return await self._kept.replace(*key, lambda found: change(found) if found.is_running else found)
             except ResourceNotFound:
                 return None
             except ManyloraError as error:
+                if not _passes(error):
+                    raise
                 log.warning("response.not_kept id=%s error=%s", key[1], error.message)
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     def _ended(self, found: KeptResponse, status: str, message: str = "") -> KeptResponse:
         """Return a response at its end without a text; one that has ended already stays as it is."""
-        if not _runs(found):
+        if not found.is_running:
             return found
         error = {"code": "server_error", "message": message} if message else None
         return _with(found, status=status, error=error)
 
     def _is_lost(self, found: KeptResponse) -> bool:
-        return _runs(found) and self._now_ms() - found.beat_ms > LOST_MS
+        return found.is_running and self._now_ms() - found.beat_ms > LOST_MS
 
     def _now_ms(self) -> int:
         return int(1000 * self._clock.wall_s())
@@ -158,8 +269,9 @@ def status_of(response: KeptResponse) -> tuple[str, bool]:
     return str(reply.get("status", "")), bool(reply.get("background"))
 
 
-def _runs(response: KeptResponse) -> bool:
-    return response.beat_ms > 0 and status_of(response)[0] in RUNNING
+def _passes(error: ManyloraError) -> bool:
+    """Return whether a repetition may succeed: of what another server has changed meanwhile, too."""
+    return error.retry_after_s is not None or isinstance(error, NameTaken)
 
 
 def _with(response: KeptResponse, **fields: object) -> KeptResponse:

@@ -1,9 +1,10 @@
 """OpenAI's routes of responses: POST /v1/responses, and GET and DELETE of one that is kept."""
 
+import logging
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,11 +15,12 @@ from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.engine.events import Finished
 from manylora.errors import InvalidParameter, ManyloraError, RequestRejected, ResourceNotFound, RouteNotBuilt
+from manylora.ids import TenantId
 from manylora.server.generation.order import ChatPrompt, Order
 from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import TextToken
-from manylora.server.http.context import KEEP_ALIVE, HttpContext, event_bytes
+from manylora.server.http.context import KEEP_ALIVE, HttpContext, RequestState, event_bytes
 from manylora.server.http.routing import Guards, Handler, Parameter, Routes
 from manylora.server.routes.openai.background import BackgroundResponses, status_of
 from manylora.server.routes.openai.calls import call_writer
@@ -33,8 +35,10 @@ from manylora.server.schemas.openai.response_input import messages_of
 from manylora.server.schemas.openai.response_replies import InputItemPage, ResponseEvent, ResponseReply
 from manylora.server.schemas.openai.responses import ResponseBody, chat_choice, chat_tool
 from manylora.server.schemas.openai.stored import DeletedReply
-from manylora.server.storage.conversations import TenantConversations
+from manylora.server.storage.conversations import TenantConversations, require_room
 from manylora.server.storage.responses import KeptResponse, TenantResponses
+
+log = logging.getLogger(__name__)
 
 Json = dict[str, Any]  # JSON values of several types
 FIELDS_OF_CHAT = {
@@ -107,7 +111,7 @@ class ResponseRoutes:
         self._settings = settings
         self._own_kept = kept
         self._own_conversations = conversations
-        self._own_background = None if kept is None else BackgroundResponses(kept, clock)
+        self._own_background = None if kept is None else BackgroundResponses(kept, settings, clock)
 
     def handlers(self) -> dict[str, Handler]:
         """Return the handlers by route, for the lines of batches."""
@@ -155,19 +159,9 @@ class ResponseRoutes:
         shown = ShownResponse(asked, order.adapter_name or "", int(context.clock.wall_s()))
         queued = shown.reply("queued")
 
-        async def run() -> KeptResponse:
-            done: list[KeptResponse] = []
-
-            async def finish(completion: Completion) -> None:
-                reply, output = await self._finished(context, asked, completion)
-                reply["created_at"] = shown.created_s
-                done.append(self._kept_form(context, asked, reply, output.message()))
-
-            await self._service.run(order, context.detached(), finish)
-            return msgspec.structs.replace(done[-1], beat_ms=1)
-
+        work = _DetachedRun(self, context.detached(), asked, order, shown)
         said = {"role": "assistant", "content": ""}
-        await self._background.begin(context.arrival.tenant, self._kept_form(context, asked, queued, said), run)
+        await self._background.begin(context.arrival.tenant, self._kept_form(context, asked, queued, said), work)
         await context.reply(queued)
 
     async def cancel(self, context: HttpContext) -> None:
@@ -184,7 +178,7 @@ class ResponseRoutes:
 
     async def delete(self, context: HttpContext) -> None:
         response_id = context.path_parameters["response_id"]
-        await self._kept.delete(context.arrival.tenant, response_id)
+        await self._background.delete(context.arrival.tenant, response_id)
         await context.reply({"id": response_id, "object": "response", "deleted": True})
 
     async def _asked(self, context: HttpContext, body: ResponseBody) -> ResponseWish:
@@ -199,6 +193,7 @@ class ResponseRoutes:
         if body.conversation is not None:
             going_on = await self._conversations.get(context.arrival.tenant, body.conversation, field="conversation")
             before = messages_of(going_on.items, "conversation")
+            require_room(going_on, new_items(body.input))
         if body.store:
             _ = self._kept
         is_kept = body.store is not False and self._own_kept is not None
@@ -241,13 +236,15 @@ class ResponseRoutes:
 
     async def _whole(self, context: HttpContext, asked: ResponseWish, completion: Completion) -> None:
         reply, output = await self._finished(context, asked, completion)
+        if not await self._has_gone_on(context, asked, output):
+            reply["conversation"] = None
         self._keep(context, asked, reply, output)
         await context.reply(reply, headers=whole_of(completion))
 
     async def _finished(
         self, context: HttpContext, asked: ResponseWish, completion: Completion
     ) -> tuple[Json, ResponseOutput]:
-        """Return the whole response once its usage is recorded, and its conversation goes on with it."""
+        """Return the whole response once its usage is recorded."""
         await completion.outputs.collect()
         await completion.settle()
         (sequence,) = completion.outputs.sequences
@@ -256,7 +253,6 @@ class ResponseRoutes:
         output.push(sequence.text, is_last=True, logprobs=_logprobs(asked, sequence.tokens))
         status = _status(sequence.end, is_cut=sequence.is_cut)
         output.end(status)
-        await self._go_on(context, asked, output)
         return shown.ended(completion, output, status), output
 
     async def _stream(self, context: HttpContext, asked: ResponseWish, completion: Completion) -> None:
@@ -281,7 +277,8 @@ class ResponseRoutes:
             await completion.settle()
             closing = output.end(status)
             reply = shown.ended(completion, output, status)
-            await self._go_on(context, asked, output)
+            if not await self._has_gone_on(context, asked, output):
+                reply["conversation"] = None
             self._keep(context, asked, reply, output)
         except ManyloraError as error:
             told = {"code": "server_error", "message": error.message}
@@ -290,20 +287,24 @@ class ResponseRoutes:
             raise
         await context.end_stream(events.of([*closing, (f"response.{status}", {"response": reply})]))
 
-    async def _go_on(self, context: HttpContext, asked: ResponseWish, output: ResponseOutput) -> None:
-        """Add the items of the input and the output to the conversation, unless it is deleted meanwhile.
+    async def _has_gone_on(self, context: HttpContext, asked: ResponseWish, output: ResponseOutput) -> bool:
+        """Add the items of the input and the output to the conversation; a failure takes no paid reply away."""
+        try:
+            await self._go_on(context.arrival.tenant, asked, items_after(asked, output))
+        except ManyloraError as error:
+            log.warning("response.not_in_conversation id=%s error=%s", asked.id, error.message)
+            return False
+        return True
+
+    async def _go_on(self, tenant: TenantId, asked: ResponseWish, items: tuple[Json, ...]) -> None:
+        """Add items to the conversation, unless it has them or is deleted meanwhile.
 
         Raises `ControlUnavailable`, `StorageUnavailable`, `StorageLimitExceeded`, `NameTaken`.
         """
         if asked.body.conversation is None:
             return
-        items = (*new_items(asked.body.input), *output.plain_items())
         with suppress(ResourceNotFound):
-            await self._conversations.change(
-                context.arrival.tenant,
-                asked.body.conversation,
-                lambda found: msgspec.structs.replace(found, items=(*found.items, *items)),
-            )
+            await self._conversations.add_once(tenant, asked.body.conversation, items)
 
     def _keep(self, context: HttpContext, asked: ResponseWish, reply: Json, output: ResponseOutput) -> None:
         if not asked.is_kept:
@@ -317,6 +318,45 @@ class ResponseRoutes:
             reply=msgspec.Raw(msgspec.json.encode(reply)),
             messages=tuple(dict(message) for message in (*asked.conversation, said)),
         )
+
+
+@dataclass(slots=True)
+class _DetachedRun:
+    """A response in the background: the request runs without its connection. The ids of its items are made once."""
+
+    routes: ResponseRoutes
+    context: HttpContext
+    asked: ResponseWish
+    order: Order
+    shown: ShownResponse
+    is_begun: bool = False
+    items: tuple[Json, ...] = ()
+
+    @property
+    def arrival(self) -> RequestState:
+        return self.context.arrival
+
+    async def run(self) -> KeptResponse:
+        done: list[KeptResponse] = []
+
+        async def finish(completion: Completion) -> None:
+            self.is_begun = True
+            reply, output = await self.routes._finished(self.context, self.asked, completion)
+            reply["created_at"] = self.shown.created_s
+            self.items = items_after(self.asked, output)
+            done.append(self.routes._kept_form(self.context, self.asked, reply, output.message()))
+
+        self.arrival.arrived_s = self.context.clock.monotonic_s()
+        await self.routes._service.run(self.order, self.context, finish)
+        return msgspec.structs.replace(done[-1], beat_ms=1)
+
+    async def go_on(self) -> None:
+        await self.routes._go_on(self.arrival.tenant, self.asked, self.items)
+
+
+def items_after(asked: ResponseWish, output: ResponseOutput) -> tuple[Json, ...]:
+    """Return the items by which a conversation goes on with a response, with new ids."""
+    return (*new_items(asked.body.input), *output.plain_items())
 
 
 class _Numbered:
