@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 
 from manylora.adapter_state import AdapterHandle
-from manylora.engine.execution.batch import Batch, BatchBuilder
+from manylora.engine.execution.batch import Batch, BatchBuilder, BlockTables
 from manylora.engine.execution.batch_sequence import S
-from manylora.engine.execution.ranks.mirror import Mirror, StepEncoder
+from manylora.engine.execution.ranks.mirror import Mirror, RankSequence, StepEncoder
 from manylora.engine.execution.sampler import Drawn
 from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.sequence import Sequence
@@ -137,3 +137,13 @@ def test_a_step_of_one_token_is_a_message_of_a_dozen_numbers() -> None:
     world.run()
     assert sizes[0] > 40  # the prompt's tokens and blocks
     assert max(sizes[1:]) <= 14
+
+
+def test_blocks_that_replace_those_of_a_rejected_draft_reach_the_batch() -> None:
+    sequence, tables = RankSequence(), BlockTables()
+    sequence.set_blocks(0, [3, 4, 5])
+    before = tables.of([sequence])[0, :3].tolist()
+    sequence.set_blocks(2, [9])
+    assert (before, tables.of([sequence])[0, :3].tolist()) == ([3, 4, 5], [3, 4, 9])
+    sequence.set_blocks(3, [6])
+    assert tables.of([sequence])[0, :4].tolist() == [3, 4, 9, 6]
