@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,10 @@ def test_a_folder_of_another_control_planes_servers_is_refused_and_not_taken_ove
         (tmp_path / "storage" / "control-plane").unlink()
         open_storage(tmp_path / "storage", client, clock, StorageConfig(), plane=marks[0]).close()
         assert (tmp_path / "storage" / "control-plane").read_text() == marks[0]
+        shutil.rmtree(tmp_path / "storage" / "3")
+        for mark in reversed(marks):  # without objects it has nothing of a control plane
+            open_storage(tmp_path / "storage", client, clock, StorageConfig(), plane=mark).close()
+            assert (tmp_path / "storage" / "control-plane").read_text() == mark
         await client.close()
 
     asyncio.run(scenario())

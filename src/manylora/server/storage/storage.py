@@ -99,16 +99,20 @@ def plane_mark(pepper: str) -> str:
 
 
 def _require_own(root: Path, plane: str) -> None:
-    """Mark a folder as one of this control plane's. Raises `ConfigInvalid` for a folder of another one, and `OSError`.
+    """Mark a folder as one of this control plane's. Raises `OSError`.
 
-    What a folder without a mark has goes to the control plane of the first server that opens it.
+    What a folder without a mark has goes to the control plane of the first server that opens it. Raises `ConfigInvalid`
+    for a folder of another control plane with tenants' objects of an earlier version, which only that one may take
+    over. Without them the folder has nothing of a control plane, and any server may work in it.
     """
     mark = root / PLANE_FILE
-    if not mark.exists() or not mark.read_text():
-        write_durably(mark, plane.encode())
-    if (found := mark.read_text()) != plane:
+    found = mark.read_text() if mark.exists() else ""
+    has_objects = any(path.is_dir() for path in root.glob("[0-9]*/*"))
+    if found not in ("", plane) and has_objects:
         raise ConfigInvalid(
             f"storage.dir {root} belongs to servers of the control plane {found[:16]!r} (its file {PLANE_FILE}), and "
             f"this server's is {plane!r}: give the servers of each control plane a folder of their own. If it has "
             f"replaced the other, delete that file"
         )
+    if found != plane:
+        write_durably(mark, plane.encode())
