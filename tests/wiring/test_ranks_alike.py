@@ -25,7 +25,7 @@ BANK_BYTES = 10_000
 TEXT = "the quick brown fox over the lazy dog "
 SETTINGS: dict[str, Setting] = {
     "model.kernels": "reference",
-    "model.rank_timeout_s": 60.0,
+    "model.rank_timeout_s": 25.0,
     "engine.block_size": 4,
     "engine.max_running": 8,
     "engine.max_step_tokens": 16,  # prompts come in chunks
