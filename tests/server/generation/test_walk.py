@@ -21,7 +21,7 @@ from tests.server.asgi_client import calling
 from tests.server.conftest import House
 
 SERVER = f"{Path(manylora.server.__file__).parent}/"
-MOST_IN, MOST_OUT = 22, 8
+MOST_IN, MOST_OUT = 21, 8
 REPEATS = 3
 """Only files of every repetition count: the engine's statistics, once a second, are no part of a walk."""
 PIECES = 5

@@ -109,8 +109,8 @@ class ModelRouter:
 
         Raises as `AdapterBases.of`.
         """
-        if named.adapter is None:
-            return Target(named.asked or self.default, None)
+        if named.adapter is None or len(self.handles) == 1:
+            return Target(named.asked or self.default, named.adapter)
         return Target(await self.bases.of(named.adapter, caller, asked=named.asked), named.adapter)
 
     async def base_of(self, adapter: AdapterRef, caller: Caller, named: str | None) -> ModelHandle:
