@@ -15,12 +15,17 @@ from manylora.control.billing.invoices import InvoiceRule
 from manylora.control.billing.ledger import correct, insert_records
 from manylora.control.storage.database import database_url, migrate
 from tests.control.plane import Plane, in_plane, record
+from tests.control.process.placing_site import Site
+from tests.control.process.scripted_placer import ScriptedPlacer
+from tests.control.uploading import base_settings
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = {
     rule: {form: folder / f"invoice.{'txt' if form == 'text' else form}" for form in FORMATS}
     for rule, folder in ((InvoiceRule.ROUNDED_LINES, GOLDEN), (InvoiceRule.EXACT_LINES, GOLDEN / "exact"))
 }
+OF_SECONDS = {form: GOLDEN / "seconds" / f"invoice.{'txt' if form == 'text' else form}" for form in FORMATS}
+"""Files of an invoice with the seconds of dedicated deployments."""
 BEFORE_EXACT_LINES = "0002"
 """The last revision of a database whose invoices all have rounded lines."""
 SETTINGS = {"control.free_bases": ["house-model"]}
@@ -87,6 +92,25 @@ async def golden_invoice(plane: Plane, rule: InvoiceRule) -> dict[str, bytes]:
     return {form: (await plane.call("GET", f"/admin/invoices/acme/{MONTH}?format={form}")).content for form in FORMATS}
 
 
+async def golden_seconds(plane: Plane) -> dict[str, bytes]:
+    """The invoice of a month with two dedicated deployments; one has two replicas, from the month before on."""
+    site = Site(plane, ScriptedPlacer())
+    await site.deploy(credit=10**14, minReplicas=2, maxReplicas=2)
+    await site.start()
+    await site.rounds(16 * DAY_S, 4 * DAY_S)  # into December
+    own = {"adapter": None, "adapter_source": None, "adapter_owner": None}
+    placed = {**own, "deployment": "mine", "charged_prompt_tokens": 7, "prompt_tokens": 7}
+    await insert_records(plane.control, [_used(plane, 1, 1_000_000, **own), _used(plane, 2, 7, **placed)])
+    night = {"name": "night", "config": {"baseModel": "Tiny-Base", "minReplicas": 1}}
+    assert (await plane.call("POST", "/v2/deployments", night, key=site.key)).status_code == 200
+    await site.start()
+    await site.rounds(3_600.5, 1)
+    assert (await plane.call("DELETE", "/v2/deployments/night", key=site.key)).status_code == 204
+    await site.rounds(1, 1, 26 * DAY_S, 4 * DAY_S)  # into January
+    await site.placing.bill(plane.control.now_ms())
+    return {form: (await plane.call("GET", f"/admin/invoices/acme/{MONTH}?format={form}")).content for form in FORMATS}
+
+
 def _used(plane: Plane, number: int, tokens: int, **changes: Any) -> Any:
     counts = {"charged_prompt_tokens": tokens, "prompt_tokens": tokens}
     return record(number, opened_ms=plane.control.now_ms(), **(counts | changes))
@@ -111,11 +135,17 @@ def main() -> None:
         for form, content in (await golden_invoice(plane, rule)).items():
             FILES[rule][form].write_bytes(content)
 
-    with tempfile.TemporaryDirectory() as folder:
-        url = database_url("", Path(folder))
-        migrate(url)
-        FILES[rule]["text"].parent.mkdir(exist_ok=True)
-        in_plane(url, Path(folder), write, settings=SETTINGS)
+    async def write_seconds(plane: Plane) -> None:
+        for form, content in (await golden_seconds(plane)).items():
+            OF_SECONDS[form].write_bytes(content)
+
+    for scenario, files in ((write, FILES[rule]), (write_seconds, OF_SECONDS)):
+        with tempfile.TemporaryDirectory() as folder:
+            url = database_url("", Path(folder))
+            migrate(url)
+            files["text"].parent.mkdir(exist_ok=True)
+            own = base_settings(Path(folder)) if files is OF_SECONDS else {}
+            in_plane(url, Path(folder), scenario, settings={**SETTINGS, **own})
 
 
 if __name__ == "__main__":

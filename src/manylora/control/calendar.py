@@ -1,7 +1,7 @@
-"""UTC months: their bounds in milliseconds since 1970, and the month of a ledger row."""
+"""UTC months: their bounds in milliseconds since 1970, and the month of a ledger row; days of other time zones."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta, tzinfo
 
 from manylora.errors import InvalidParameter
 
@@ -58,3 +58,43 @@ def is_final(month: int, now_ms: int) -> bool:
 def booked_ms_of(opened_ms: int, now_ms: int) -> int:
     """Return the moment that decides on a record's month: its opening, or now where that month is closed."""
     return now_ms if is_closed(month_of(opened_ms), now_ms) else opened_ms
+
+
+def day_begin_ms(day: date, zone: tzinfo) -> int:
+    """Return the moment at which a day begins in a zone."""
+    return int(1000 * datetime(day.year, day.month, day.day, tzinfo=zone).timestamp())
+
+
+def day_of(moment_ms: int, zone: tzinfo) -> date:
+    """Return the day of a moment in a zone."""
+    return datetime.fromtimestamp(moment_ms / 1000, zone).date()
+
+
+def offsets_of(zone: tzinfo, begin_ms: int, end_ms: int) -> list[tuple[int, int]]:
+    """Return the offsets of a zone from UTC over [begin_ms, end_ms), each as (first moment, milliseconds).
+
+    The first moment of the first one is `begin_ms`. A zone changes its offset at a whole second.
+    """
+    found = [(begin_ms, _offset_ms(zone, begin_ms))]
+    for moment_ms in (*range(begin_ms + DAY_MS, end_ms, DAY_MS), end_ms):
+        if _offset_ms(zone, moment_ms) != found[-1][1]:
+            found.append((_change(zone, max(begin_ms, moment_ms - DAY_MS), moment_ms), _offset_ms(zone, moment_ms)))
+    return found
+
+
+def _change(zone: tzinfo, before_ms: int, after_ms: int) -> int:
+    """Return the first second in (before_ms, after_ms] that has the offset of `after_ms`."""
+    wanted = _offset_ms(zone, after_ms)
+    low, high = before_ms // 1000, -(-after_ms // 1000)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _offset_ms(zone, 1000 * middle) == wanted:
+            high = middle
+        else:
+            low = middle
+    return 1000 * high
+
+
+def _offset_ms(zone: tzinfo, moment_ms: int) -> int:
+    offset = datetime.fromtimestamp(moment_ms / 1000, zone).utcoffset() or timedelta()
+    return offset // timedelta(milliseconds=1)

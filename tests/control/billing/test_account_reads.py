@@ -28,14 +28,6 @@ HEAVY = (
 )
 
 
-@pytest.fixture
-def run(url: URL, tmp_path: Path) -> Callable[..., None]:
-    def go(scenario: Any, **options: Any) -> None:
-        in_plane(url, tmp_path, scenario, **options)
-
-    return go
-
-
 async def fill(plane: Plane) -> str:
     """Usage of two tenants with and without adapters, keys and prices; returns the first one's key."""
     key = await plane.new_tenant("acme")

@@ -21,19 +21,11 @@ from manylora.control.calendar import bounds_of, month_of, text_of
 from manylora.control.storage.tables import ledger, spending
 from manylora.control.tenants.credit import MOST_NANOUSD, balance_of, lease_credit
 from manylora.errors import InvalidParameter, NameTaken
-from tests.control.plane import Plane, in_plane, record, standing_plane
+from tests.control.plane import Plane, record, standing_plane
 
 COST = 110 * 200
 DAY_S = 86_400.0
 MONTH_S = 31 * DAY_S
-
-
-@pytest.fixture
-def run(url: URL, tmp_path: Path) -> Callable[..., None]:
-    def go(scenario: Any, **options: Any) -> None:
-        in_plane(url, tmp_path, scenario, **options)
-
-    return go
 
 
 async def take_back(plane: Plane, record_id: str, correction_id: str, **changes: Any) -> None:

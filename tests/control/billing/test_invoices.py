@@ -6,13 +6,11 @@ import json
 import random
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import URL
 
 from manylora.control.billing.invoice_forms import FORMATS, render, usd
 from manylora.control.billing.invoices import CENT, Invoice, InvoiceRow, InvoiceRule, make_invoice, round_half_even
@@ -20,7 +18,7 @@ from manylora.control.billing.ledger import insert_records
 from manylora.control.calendar import bounds_of, month_of, parse_month, text_of
 from manylora.errors import InvalidParameter
 from manylora.money import NANO
-from tests.control.plane import Plane, in_plane, record
+from tests.control.plane import Plane, record
 
 ROWS = st.builds(
     InvoiceRow,
@@ -225,14 +223,6 @@ def test_dollars_are_exact() -> None:
         "-0.000000001",
         "25.00",
     ]
-
-
-@pytest.fixture
-def run(url: URL, tmp_path: Path) -> Callable[..., None]:
-    def go(scenario: Any, **options: Any) -> None:
-        in_plane(url, tmp_path, scenario, **options)
-
-    return go
 
 
 def test_usage_and_invoices_are_the_ledgers(run: Callable[..., None]) -> None:

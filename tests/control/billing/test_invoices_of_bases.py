@@ -5,29 +5,17 @@ import io
 import random
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-import pytest
-from sqlalchemy import URL
 
 from manylora.control.billing.ledger import insert_records
 from manylora.control.calendar import month_of, text_of
-from tests.control.plane import Plane, in_plane, record
+from tests.control.plane import Plane, record
 
 PRICES = {"org/small": (3, 1, 7), "org/large": (11, 5, 13)}
 DEARER = (17, 6, 19)
 NAMES = ("input_nanousd", "cached_input_nanousd", "output_nanousd")
 CHANGE_S = 86_400
 ADAPTERS = (None, "acme/triage/1", "acme/triage/2")
-
-
-@pytest.fixture
-def run(url: URL, tmp_path: Path) -> Callable[..., None]:
-    def go(scenario: Any, **options: Any) -> None:
-        in_plane(url, tmp_path, scenario, **options)
-
-    return go
 
 
 async def put_price(plane: Plane, base: str, prices: tuple[int, int, int], effective_in_s: float = 0) -> None:

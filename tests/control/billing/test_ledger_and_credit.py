@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL, func, select
+from sqlalchemy import func, select
 
 from manylora.control.billing.ledger import correct, insert_records
 from manylora.control.billing.prices import set_price
@@ -29,16 +29,8 @@ from tests.control.plane import EDGE_TOKEN, Plane, in_plane, record
 COST = 110 * 200
 
 
-@pytest.fixture
-def run(url: URL, tmp_path: Path) -> Callable[..., None]:
-    def go(scenario: Any, **options: Any) -> None:
-        in_plane(url, tmp_path, scenario, **options)
-
-    return go
-
-
 class Client(HttpControlClient):
-    """What a purse asks of the control plane, without the way there."""
+    """The requests of leased credit to the control plane, without the way there."""
 
     def __init__(self, plane: Plane) -> None:
         self.plane = plane
@@ -90,10 +82,10 @@ def test_an_edge_spends_on_after_its_lease_has_ended(run: Callable[..., None]) -
     async def scenario(plane: Plane) -> None:
         await plane.new_tenant("acme", credit_nanousd=1000)
         price = PriceFacts(base="b", version=1, effective_ms=0, input_nanousd=1, output_nanousd=1)
-        purse = LeasedCredit(Client(plane), plane.clock, edge="edge-1", lease_nanousd=100)
+        leased = LeasedCredit(Client(plane), plane.clock, edge="edge-1", lease_nanousd=100)
 
         async def hold(cost: int) -> Any:
-            return await purse.hold(TenantId("acme"), price, prompt_tokens=cost, budget_tokens=0)
+            return await leased.hold(TenantId("acme"), price, prompt_tokens=cost, budget_tokens=0)
 
         (await hold(90)).settle(40, 0)
         under_way = await hold(50)
@@ -116,11 +108,11 @@ def test_a_keys_budget_holds_over_edges_and_rotations(run: Callable[..., None]) 
         made = await plane.call("POST", "/admin/tenants/acme/keys", {"limits": {"monthly_budget_nanousd": 300}})
         origin = made.json()["id"]
         price = PriceFacts(base="b", version=1, effective_ms=0, input_nanousd=1, output_nanousd=1)
-        purses = [LeasedCredit(Client(plane), plane.clock, edge=f"edge-{n}", lease_nanousd=100) for n in range(2)]
+        leased_of = [LeasedCredit(Client(plane), plane.clock, edge=f"edge-{n}", lease_nanousd=100) for n in range(2)]
 
         async def hold(number: int, cost: int, key: str | None = origin) -> Any:
             key_id = None if key is None else KeyId(key)
-            return await purses[number].hold(
+            return await leased_of[number].hold(
                 TenantId("acme"), price, prompt_tokens=cost, budget_tokens=0, key=key_id, has_budget=key is not None
             )
 
@@ -155,10 +147,10 @@ def test_a_budget_that_comes_later_counts_what_was_spent_before(run: Callable[..
         made = (await plane.call("POST", "/admin/tenants/acme/keys", {})).json()
         await set_price_of_b(plane, 1)
         price = PriceFacts(base="b", version=1, effective_ms=0, input_nanousd=1, output_nanousd=1)
-        purse = LeasedCredit(Client(plane), plane.clock, edge="edge-1", lease_nanousd=100)
+        leased = LeasedCredit(Client(plane), plane.clock, edge="edge-1", lease_nanousd=100)
 
         async def spend(number: int, cost: int, *, has_budget: bool) -> None:
-            held = await purse.hold(
+            held = await leased.hold(
                 TenantId("acme"),
                 price,
                 prompt_tokens=cost,

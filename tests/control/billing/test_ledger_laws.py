@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL, delete, select
+from sqlalchemy import URL, delete, select, update
 
 from manylora.control.billing.invoice_forms import render
 from manylora.control.billing.invoices import invoice_rows, make_invoice
@@ -16,6 +16,7 @@ from manylora.control.billing.ledger import insert_records
 from manylora.control.billing.prices import set_price
 from manylora.control.calendar import month_of
 from manylora.control.storage.tables import leases, ledger, prices, spending, tenants
+from manylora.control.storage.wallet_tables import debts, grants, wallet_entries, wallet_holds, wallets
 from manylora.control.tenants.credit import balance_of, lease_credit
 from manylora.usage import UsageRecord
 from tests.control.plane import Plane, record, standing_plane
@@ -48,8 +49,9 @@ async def begin_afresh(plane: Plane) -> None:
     """An empty ledger, and a base whose price changes after an hour."""
     now_ms = plane.control.now_ms()
     async with plane.control.database.write() as connection:
-        for table in (ledger, spending, leases):
+        for table in (ledger, spending, leases, debts, wallet_holds, wallet_entries, wallets):
             await connection.execute(delete(table))
+        await connection.execute(update(grants).values(spent_nanousd=0, expired_nanousd=0))
         await connection.execute(delete(tenants).where(tenants.c.id.in_(MADE_BY_RECORDS)))
         if (await connection.execute(select(prices).where(prices.c.base == "changing"))).first() is None:
             for after_ms, amount in ((0, 3), (HOUR_MS, 70)):
@@ -78,6 +80,8 @@ async def books(plane: Plane) -> dict[str, Any]:
         states = select(tenants.c.id, tenants.c.state).order_by(tenants.c.id)
         found["tenants"] = (await connection.execute(states)).all()
         for tenant in TENANTS:
+            asked = select(grants.c.id, grants.c.spent_nanousd).where(grants.c.tenant == tenant).order_by(grants.c.id)
+            found[f"grants of {tenant}"] = (await connection.execute(asked)).all()
             found[f"balance of {tenant}"] = await balance_of(connection, tenant, now_ms)
             for month in (month_of(now_ms), month_of(now_ms + MONTH_MS)):
                 lines = await invoice_rows(connection, tenant, month)

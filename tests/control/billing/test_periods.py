@@ -1,28 +1,17 @@
 """Usage over any period: a month, or days and months from one through another, on either database."""
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import URL
 
 from manylora.control.billing.ledger import insert_records
 from manylora.control.billing.periods import parse_period
 from manylora.control.calendar import DAY_MS
-from tests.control.plane import Plane, in_plane, record
+from tests.control.plane import Plane, record
 
 NOW_MS = 1_700_001_000_000
 """22:30 on 14 November 2023."""
 TODAY_MS = NOW_MS - NOW_MS % DAY_MS
-
-
-@pytest.fixture
-def run(url: URL, tmp_path: Path) -> Callable[..., None]:
-    def go(scenario: Any, **options: Any) -> None:
-        in_plane(url, tmp_path, scenario, **options)
-
-    return go
 
 
 @pytest.mark.parametrize(
@@ -40,7 +29,8 @@ def run(url: URL, tmp_path: Path) -> Callable[..., None]:
     ],
 )
 def test_a_period_counts_its_last_day_or_month_in(given: dict[str, str], begin_day: int, end_day: int) -> None:
-    period = parse_period(**({"month": "", "first": "", "last": ""} | given), now_ms=NOW_MS)
+    month, first, last = (given.get(name, "") for name in ("month", "first", "last"))
+    period = parse_period(month=month, first=first, last=last, now_ms=NOW_MS)
     assert ((period.begin_ms - TODAY_MS) / DAY_MS, (period.end_ms - TODAY_MS) / DAY_MS) == (begin_day, end_day)
 
 

@@ -16,18 +16,10 @@ from manylora.control.billing.ledger import insert_records
 from manylora.control.storage.tables import ledger
 from manylora.tenancy import PriceFacts, Snapshot
 from manylora.usage import UsageRecord
-from tests.control.plane import EDGE_TOKEN, Plane, in_plane, record, standing_plane
+from tests.control.plane import EDGE_TOKEN, Plane, record, standing_plane
 
 EDGE = {"authorization": f"Bearer {EDGE_TOKEN}"}
 MINE = {"base": "mine", "input_nanousd": 200, "cached_input_nanousd": 20, "output_nanousd": 300}
-
-
-@pytest.fixture
-def run(url: URL, tmp_path: Path) -> Callable[..., None]:
-    def go(scenario: Any, **options: Any) -> None:
-        in_plane(url, tmp_path, scenario, **options)
-
-    return go
 
 
 async def put(plane: Plane, **changes: Any) -> dict[str, Any]:

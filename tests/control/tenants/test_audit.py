@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, update
 
 from manylora.control.billing.ledger import insert_records
 from manylora.control.calendar import DAY_MS
 from manylora.control.process.janitor import Janitor
+from manylora.control.storage.budget_tables import webhook_messages
 from manylora.control.tenants.audit import MAX_LETTERS, bounded_json, public_source
+from manylora.control.webhooks.outbox import DEAD, enqueue
 from manylora.http.paths import CONTROL_ROUTES
 from tests.control.plane import Plane, in_plane, record
 from tests.control.uploading import PLAIN, base_settings, put, upload
@@ -20,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("checks_in_process")
 
 NO_ACTS = {"PUT /v2/adapters/upload/{tenant}/{upload}/{file}"}
 """Bytes of an upload: its beginning and its end are the acts."""
+KEYLESS = ("POST /v1/signup", "POST /v1/account/sessions", "POST /v1/account/login/reset")
 DEDICATED = {"name": "ours", "config": {"baseModel": "Tiny-Base", "hfToken": "hf_secret"}}
 
 
@@ -45,14 +49,14 @@ class Walk:
         self.key = key
         self.walked: set[str] = set()
 
-    async def act(self, route: str, body: object = None, *, is_own: bool = False, **names: str) -> Any:
+    async def act(self, route: str, body: object = None, *, is_own: bool = False, query: str = "", **names: str) -> Any:
         """Call a route of the table; returns the reply's JSON, None where there is none."""
         method, _, path = route.partition(" ")
         before = await rows_of(self.plane)
         chosen = self.key if is_own else self.plane.admin_key
-        if route == "POST /v1/signup":
+        if route in KEYLESS:
             chosen = ""
-        reply = await self.plane.call(method, path.format(**names), body, key=chosen or None)
+        reply = await self.plane.call(method, path.format(**names) + query, body, key=chosen or None)
         assert reply.is_success, (route, reply.text)
         new = (await rows_of(self.plane))[: -len(before) or None]
         assert new, f"{route} leaves no row"
@@ -98,6 +102,7 @@ async def act_as_customer(walk: Walk) -> None:
     triage: dict[str, Any] = {"repo": "triage"}
     await walk.act("PUT /v2/repos/{repo}", {"description": "d", "public": False}, is_own=True, **triage)
     await walk.act("PUT /v2/repos/{repo}/aliases/{alias}", {"version": 1}, is_own=True, **triage, alias="prod")
+    await act_on_rollouts(walk)
     await walk.act("DELETE /v2/repos/{repo}/aliases/{alias}", is_own=True, **triage, alias="prod")
     await walk.act("POST /v2/repos/{repo}/shares", {"tenants": ["beta"]}, is_own=True, **triage)
     await walk.act("DELETE /v2/repos/{repo}/shares/{tenant}", is_own=True, **triage, tenant="beta")
@@ -109,6 +114,65 @@ async def act_as_customer(walk: Walk) -> None:
     await walk.act("PUT /v2/deployments/{name}", {"description": "d"}, is_own=True, name="ours")
     await walk.act("DELETE /v2/deployments/{name}", is_own=True, name="ours")
     await walk.act("POST /v1/signup", {"id": "gamma"})
+
+
+async def act_on_rollouts(walk: Walk) -> None:
+    """Act on the alias `prod` of the repository `triage`, which has the first version."""
+    prod: dict[str, Any] = {"repo": "triage", "alias": "prod"}
+    question = {"metric": "contains", "questions": '{"prompt": "x", "expected": "y"}'}
+    await walk.act("PUT /v2/repos/{repo}/evaluation", question, is_own=True, repo="triage")
+    await walk.act("POST /v2/repos/{repo}/aliases/{alias}/promotions", {"version": 1}, is_own=True, **prod)
+    await walk.act("DELETE /v2/repos/{repo}/evaluation", is_own=True, repo="triage")
+    promoted = "POST /admin/repos/{tenant}/{repo}/aliases/{alias}/promote"
+    await walk.act(promoted, {"version": 2}, tenant="acme", **prod)
+    await walk.act("POST /v2/repos/{repo}/aliases/{alias}/rollback", is_own=True, **prod)
+    catalogue = {"tenants": {"beta": {"weight": 3}}}
+    shown = (await walk.plane.call("PUT", "/admin/catalogue?dryRun=true", catalogue)).json()
+    await walk.act("PUT /admin/catalogue", catalogue, query=f"?digest={shown['digest']}")
+
+
+async def act_on_money(walk: Walk) -> None:
+    control, budget = walk.plane.control, {"name": "team", "limit_nanousd": 5}
+    made = await walk.act("POST /admin/tenants/{tenant}/budgets", budget, tenant="beta")
+    await walk.act("DELETE /admin/budgets/{budget}", budget=made["id"])
+    made = await walk.act("POST /v1/account/budgets", budget, is_own=True)
+    await walk.act("DELETE /v1/account/budgets/{budget}", is_own=True, budget=made["id"])
+    made = await walk.act("POST /v1/account/webhooks", {"url": "https://hooks.example/"}, is_own=True)
+    async with control.database.write() as connection:
+        await enqueue(connection, "acme", "budget.alert", "event", {}, control.now_ms())
+        dead = update(webhook_messages).values(state=DEAD).returning(webhook_messages.c.id)
+        message = (await connection.execute(dead)).scalar_one()
+    await walk.act("POST /v1/account/webhooks/messages/{message}/retry", is_own=True, message=message)
+    await walk.act("DELETE /v1/account/webhooks/{webhook}", is_own=True, webhook=made["id"])
+
+
+async def act_on_logins(walk: Walk) -> None:
+    login = {"tenant": "acme", "password": "a long enough password"}
+    await walk.act("PUT /v1/account/login", {"password": login["password"]}, is_own=True)
+    opened = await walk.act("POST /v1/account/sessions", login)
+    await walk.act("DELETE /v1/account/sessions/{session}", is_own=True, session=opened["id"])
+    made = await walk.act("POST /admin/tenants/{tenant}/login-code", tenant="acme")
+    await walk.act("POST /v1/account/login/reset", {**login, "code": made["code"]})
+
+
+async def act_on_invoices(walk: Walk) -> None:
+    root = "/admin/billing/invoices"
+    month: dict[str, Any] = {"tenant": "beta", "month": "2020-01"}
+    made = await walk.act(f"POST {root}", month)
+    await walk.act(f"DELETE {root}/{{invoice}}", invoice=made["id"])
+    made = await walk.act(f"POST {root}", month)
+    await walk.act(f"POST {root}/{{invoice}}/finalise", invoice=made["id"])
+    await walk.act(f"POST {root}/{{invoice}}/void", {}, invoice=made["id"])
+    clock = walk.plane.clock
+    now = datetime.fromtimestamp(clock.wall_s(), UTC)
+    clock.advance(32 * 86_400)
+    made = await walk.act(f"POST {root}", {"tenant": "acme", "month": f"{now:%Y-%m}"})
+    await walk.act(f"POST {root}/{{invoice}}/finalise", invoice=made["id"])
+    await walk.act(f"POST {root}/{{invoice}}/credit-notes", {"nanousd": 1, "reason": "r"}, invoice=made["id"])
+    await walk.act(f"POST {root}/{{invoice}}/pay", {}, invoice=made["id"])
+    export = (await walk.plane.call("GET", "/admin/billing/exports/meter")).json()
+    bounds = {name: export[name] for name in ("begin_ms", "end_ms", "pages")}
+    await walk.act("POST /admin/billing/exports/{sink}", bounds, sink="meter")
 
 
 async def act_on_repositories(walk: Walk) -> None:
@@ -131,6 +195,9 @@ def test_every_route_that_changes_something_leaves_a_row(run: Callable[..., None
         walk = Walk(plane, await plane.new_tenant("acme"))
         await act_as_operator(walk)
         await act_as_customer(walk)
+        await act_on_money(walk)
+        await act_on_invoices(walk)
+        await act_on_logins(walk)
         await act_on_repositories(walk)
         plain = {
             f"{route.method} {route.path}".rstrip("/")

@@ -1,29 +1,19 @@
 """Who made which key: what a revocation ends, what no key can do to itself, and how nobody is locked out."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import URL
 
 from manylora.control.billing.ledger import insert_records
 from manylora.control.edges.snapshot import take_snapshot
 from manylora.control.process.janitor import Janitor
 from manylora.control.tenants.keys import MAX_IN_GRACE, MAX_LIVE_KEYS
-from tests.control.plane import Plane, in_plane, record
+from tests.control.plane import Plane, record
 
 KEYS = "/v1/account/keys"
 ALL = ["infer", "manage", "read", "upload"]
-
-
-@pytest.fixture
-def run(url: URL, tmp_path: Path) -> Callable[..., None]:
-    def go(scenario: Any, **options: Any) -> None:
-        in_plane(url, tmp_path, scenario, **options)
-
-    return go
 
 
 def id_of(key: str) -> str:

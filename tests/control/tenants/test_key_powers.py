@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -19,14 +18,6 @@ from manylora.control.tenants.signup import SIGNUPS_PER_HOUR, SignupLimiter
 from manylora.errors import ConfigInvalid, RequestRateExceeded
 from manylora.http.loopback import EDGE_HEADER
 from tests.control.plane import EDGE_TOKEN, Plane, in_plane
-
-
-@pytest.fixture
-def run(url: URL, tmp_path: Path) -> Callable[..., None]:
-    def go(scenario: Any, **options: Any) -> None:
-        in_plane(url, tmp_path, scenario, **options)
-
-    return go
 
 
 def id_of(key: str) -> str:

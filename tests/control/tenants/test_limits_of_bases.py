@@ -1,29 +1,19 @@
 """Limits of single bases: set, kept over rotations, sent to edges, and refused for unknown bases."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL
 
 from manylora.control.edges.snapshot import take_snapshot
 from manylora.control.tenants.limits import narrower
 from manylora.tenancy import BaseLimits, Limits
-from tests.control.plane import Plane, in_plane
+from tests.control.plane import Plane
 
 SERVED = "SmolLM2-135M-Instruct"
 PRICED = "Mistral-7b-instruct"
 BOTH = {SERVED: {"requests_per_minute": 5}, PRICED: {"tokens_per_minute": 7, "concurrent_streams": 2}}
 NONE = dict.fromkeys(("requests_per_minute", "tokens_per_minute", "concurrent_streams"))
-
-
-@pytest.fixture
-def run(url: URL, tmp_path: Path) -> Callable[..., None]:
-    def go(scenario: Any, **options: Any) -> None:
-        in_plane(url, tmp_path, scenario, **options)
-
-    return go
 
 
 def test_limits_of_bases_are_replaced_whole_and_sent_to_edges(run: Callable[..., None]) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import URL
@@ -11,14 +10,6 @@ from manylora.config.settings import load_config
 from manylora.errors import ConfigInvalid
 from manylora.tenancy import mint_key
 from tests.control.plane import Plane, in_plane
-
-
-@pytest.fixture
-def run(url: URL, tmp_path: Path) -> Callable[..., None]:
-    def go(scenario: Any, **options: Any) -> None:
-        in_plane(url, tmp_path, scenario, **options)
-
-    return go
 
 
 def test_a_new_tenant_has_its_credit_and_a_key_shown_once(run: Callable[..., None]) -> None:

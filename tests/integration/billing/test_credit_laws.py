@@ -1,4 +1,4 @@
-"""The laws of credit: several edges' purses on one control plane, whatever ends, expires, dies or is shipped when."""
+"""The laws of credit: several edges lease from one control plane, whatever ends, expires, dies or is shipped when."""
 
 import asyncio
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ from sqlalchemy import select
 from manylora.control.app.application import create_control_app
 from manylora.control.billing.prices import set_price
 from manylora.control.calendar import bounds_of, month_of
-from manylora.control.storage.database import database_url, migrate
 from manylora.control.storage.tables import leases
 from manylora.control.tenants.credit import balance_of, grant_credit
 from manylora.errors import QuotaExhausted
@@ -22,7 +21,7 @@ from manylora.server.access.control_client import HttpControlClient
 from manylora.server.access.credit import Hold, LeasedCredit
 from manylora.tenancy import PriceFacts
 from manylora.usage import UsageRecord
-from tests.control.plane import EDGE_TOKEN, Plane, record, standing_plane
+from tests.control.plane import EDGE_TOKEN, Plane, migrated_in, record, standing_plane
 
 PRICE = PriceFacts(base="cheap", version=1, effective_ms=0, input_nanousd=1, output_nanousd=2, cached_input_nanousd=0)
 """Half of each prompt is cached, which no edge can know before the request's end."""
@@ -121,7 +120,7 @@ class Market:
         self.clock.advance(month_ends_ms / 1000 - MONTH_S - self.now_s)
         self.tenant = TenantId(f"tenant-{self.control.now_ms()}")
         self.num_edges = 0
-        self.purses: dict[str, LeasedCredit] = {}
+        self.leased_of: dict[str, LeasedCredit] = {}
         self.lost: list[str] = []  # edges that died, whose leases are not given back yet
         self.sales: list[Sale] = []
         runner.run(self.begun())
@@ -135,10 +134,10 @@ class Market:
     def begin_edge(self) -> None:
         name = f"{self.tenant}-edge-{self.num_edges}"
         self.num_edges += 1
-        self.purses[name] = LeasedCredit(self.client, self.clock, edge=name, lease_nanousd=LEASE_NANOUSD)
+        self.leased_of[name] = LeasedCredit(self.client, self.clock, edge=name, lease_nanousd=LEASE_NANOUSD)
 
     def edge(self, index: int) -> str:
-        return list(self.purses)[index]
+        return list(self.leased_of)[index]
 
     def under_way(self, edge: str | None = None) -> list[Sale]:
         return [sale for sale in self.sales if sale.charged is None and edge in (None, sale.edge)]
@@ -162,7 +161,7 @@ class Market:
         """Set a request's worst case aside; returns the edge and the cost of one that is refused."""
         cost = prompt_tokens * PRICE.input_nanousd + budget_tokens * PRICE.output_nanousd
         try:
-            hold = await self.purses[edge].hold(
+            hold = await self.leased_of[edge].hold(
                 self.tenant, PRICE, prompt_tokens=prompt_tokens, budget_tokens=budget_tokens
             )
         except QuotaExhausted:
@@ -207,9 +206,9 @@ class Market:
             sale.booked_s = self.now_s
 
     def die(self, edge: int, is_prompt_charged: bool, completion_tokens: int) -> None:
-        """Its purse is gone; its spool and the journal of its engine have what is to be charged."""
+        """Its leased credit is gone; its spool and the journal of its engine have what is to be charged."""
         name = self.edge(edge)
-        del self.purses[name]
+        del self.leased_of[name]
         for sale in self.under_way(name):
             self.end(sale, is_prompt_charged, completion_tokens)
         self.lost.append(name)
@@ -228,7 +227,7 @@ class Market:
     def leave(self, edge: int) -> None:
         """A server that is stopped lets its requests end."""
         name = self.edge(edge)
-        del self.purses[name]
+        del self.leased_of[name]
         for sale in self.under_way(name):
             self.end(sale, True, sale.budget_tokens)
         self.runner.run(self.gone(name))
@@ -257,19 +256,19 @@ class Market:
                 assert sum(sale.nanousd for sale in in_time if sale.month == month) <= self.budget
 
     async def rested(self) -> None:
-        """After a lease's time without requests, whatever purse asks first can spend all that is left, and no more."""
+        """After a lease's time without requests, the edge that asks first can spend all that is left, and no more."""
         for sale in self.under_way():
             self.end(sale, True, 0)
-        for edge in self.purses:
+        for edge in self.leased_of:
             await self.shipped(edge)
         while self.lost:
             await self.gone(self.lost.pop())
-        for purse in self.purses.values():
+        for leased in self.leased_of.values():
             self.clock.advance(LEASE_S)
             left = max(0, self.left())
-            hold = await purse.hold(self.tenant, PRICE, prompt_tokens=left, budget_tokens=0)
+            hold = await leased.hold(self.tenant, PRICE, prompt_tokens=left, budget_tokens=0)
             with pytest.raises(QuotaExhausted):
-                await purse.hold(self.tenant, PRICE, prompt_tokens=1, budget_tokens=0)
+                await leased.hold(self.tenant, PRICE, prompt_tokens=1, budget_tokens=0)
             assert hold is not None
             hold.settle(0, 0)
 
@@ -298,10 +297,9 @@ async def client_of(plane: Plane) -> HttpControlClient:
     return HttpControlClient(EDGE_TOKEN, app=create_control_app(plane.control))
 
 
-@pytest.mark.parametrize("examples", [10, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("examples", [6, pytest.param(30, marks=pytest.mark.long)])
 def test_edges_together_never_overspend_and_no_credit_is_lost(tmp_path: Path, examples: int) -> None:
-    url = database_url("", tmp_path)
-    migrate(url)
+    url = migrated_in(tmp_path)
     leasing = {"control.lease_s": LEASE_S, "control.snapshot_max_age_s": LEASE_S / 2}
     with standing_plane(url, tmp_path, settings=leasing) as (runner, plane):
         client = runner.run(client_of(plane))

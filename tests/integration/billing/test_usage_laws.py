@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,6 @@ from manylora.charging import Charge
 from manylora.clock import ManualClock
 from manylora.control.app.application import create_control_app
 from manylora.control.billing.prices import set_price
-from manylora.control.storage.database import database_url, migrate
 from manylora.control.storage.tables import ledger
 from manylora.control.tenants.credit import balance_of
 from manylora.engine.events import Finished, FinishReason, StepEvents, TokenEvent
@@ -44,7 +43,7 @@ from manylora.server.metering.journal import DeliveryJournal, read_journal
 from manylora.server.metering.meter import Meter, OpenUsage, Payer
 from manylora.server.metering.records import NO_TIMINGS, Timings
 from manylora.usage import Counts, UsageRecord
-from tests.control.plane import EDGE_TOKEN, Plane, standing_plane
+from tests.control.plane import EDGE_TOKEN, Plane, migrated_in, standing_plane
 from tests.server.crashing import crash
 from tests.server.manual_transport import ManualTransport
 
@@ -278,6 +277,16 @@ class WatchedJournal:
         self.has_failed = True
         self.journal.write(frame)
         self.has_failed = False
+
+    @property
+    def recorded(self) -> Mapping[str, int]:
+        return self.journal.recorded
+
+    def note_link(self, link: str) -> None:
+        self.journal.note_link(link)
+
+    async def adopt(self, counts: Sequence[wire.UndeliveredCount]) -> None:
+        await self.journal.adopt(counts)
 
 
 class World:
@@ -611,8 +620,7 @@ async def price(plane: Plane) -> None:
 
 @pytest.mark.parametrize("examples", [12, pytest.param(50, marks=pytest.mark.long)])
 def test_usage_is_conserved(tmp_path: Path, examples: int) -> None:
-    url = database_url("", tmp_path)
-    migrate(url)
+    url = migrated_in(tmp_path)
     with standing_plane(url, tmp_path, is_key_needed=False) as (runner, plane):
         post = Post(EDGE_TOKEN, app=create_control_app(plane.control))
         runner.run(price(plane))

@@ -1,4 +1,4 @@
-"""What is charged, row by row of the table in docs/metering.md."""
+"""What is charged, row by row of the table in docs/billing.md."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What a caller who leaves pays, row by row of the table in docs/metering.md, over HTTP, by records and by limits."""
+"""What a caller who leaves pays, row by row of the table in docs/billing.md, over HTTP, by records and by limits."""
 
 import asyncio
 import json
@@ -101,8 +101,8 @@ async def open_house(folder: Path, *, limits: Limits, credit: int) -> AsyncItera
     await meter.recovered()
     link = EngineClient(InProcessTransport(lambda: (engine, served_for(folder))), record=meter.journal)
     await link.start()
-    purse = LeasedCredit(control, clock, edge=meter.edge, lease_nanousd=1)
-    access = Access(clock, is_key_needed=True, directory=directory, purse=purse)
+    leased = LeasedCredit(control, clock, edge=meter.edge, lease_nanousd=1)
+    access = Access(clock, is_key_needed=True, directory=directory, leased=leased)
     base = StartedBase(config=Config(), served=served_for(folder), client=link, tokenizer=tokenizer)
     app = create_app(Config(), [base], meter=meter, access=access)
     transport = httpx2.ASGITransport(app=app)  # type: ignore[arg-type]  # ASGI's types differ by library

@@ -174,6 +174,7 @@ def test_a_reply_that_is_not_streamed_ends_with_the_error(server: SmallDisk) -> 
     wait_for(server.is_serving)
 
 
+@pytest.mark.long
 def test_a_database_on_a_full_disk_is_read_and_tells_why_it_takes_nothing(tmp_path: Path) -> None:
     """And the server leaves on a signal while the disk is full."""
     with small_disk(tmp_path, "control.dir={disk}/control") as server:

@@ -4,6 +4,7 @@ import errno
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from manylora.engine.events import FinishReason
 from manylora.errors import UsageUnrecorded
 from manylora.ids import PROBE_FLOW, RequestId
+from manylora.server.engine_client.messages import StepFrame
 from manylora.server.metering import journal as journal_module
 from manylora.server.metering.append_log import FramedFile, read_entries
 from manylora.server.metering.counted import Counted
@@ -18,6 +20,8 @@ from manylora.server.metering.journal import (
     KEPT_PARTS,
     DeliveryJournal,
     journals_in,
+    links_in,
+    part_path,
     parts_of,
     read_journal,
     remove_journal,
@@ -89,7 +93,7 @@ STEPS = st.lists(
 """(request, tokens, does it end, is its usage settled at once)"""
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(STEPS, st.booleans())
 def test_parts_that_are_deleted_change_no_count_of_what_is_not_settled(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, bool, bool]], keeps_parts: bool
@@ -191,3 +195,44 @@ def test_the_end_of_a_request_whose_caller_had_left_has_the_positions_computed(t
     assert found == Counted(
         9, cached_tokens=1, computed_tokens=6, has_ended=True, reason="disconnect", cut="disconnect"
     )
+
+
+def of_link(link: str, number: int, *names: str) -> StepFrame:
+    return msgspec.structs.replace(frame(*names), link=link, number=number)
+
+
+def test_a_link_with_counts_replaces_the_links_before_it_to_its_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "PART_BYTES", 1)
+    journal = begun(tmp_path, "a")
+    for link in range(1, 40):
+        journal.note_link("host-edge")
+        journal.write(of_link(f"host-edge-{link}", 1, "a"))
+        journal.write(of_link(f"host-edge-{link}", 2, "a"))
+    journal.note_link("other-edge")
+    assert journal.recorded == {"host-edge-39": 2, "other-edge": 0}
+    assert len(links_in(tmp_path, EDGE)) <= 4  # in the parts that are kept
+    journal.write(msgspec.structs.replace(frame(ended=[end("a", 78)]), link="host-edge-40"))
+    assert journal.recorded.keys() == {"host-edge-39", "other-edge", "host-edge-40"}, "its host has written nothing yet"
+
+
+def test_a_journal_keeps_the_latest_links_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "PART_BYTES", 1)
+    monkeypatch.setattr(journal_module, "MOST_LINKS", 2)
+    journal = DeliveryJournal(tmp_path, EDGE, recorded={"lost-old-1": 7, "lost-old-2": 8, "lost-old-3": 9})
+    assert journal.recorded == {"lost-old-2": 8, "lost-old-3": 9}
+    for host in "abcabd":
+        journal.note_link(f"{host}-edge")
+    assert list(journal.recorded) == ["b-edge", "d-edge"]
+    last = parts_of(tmp_path, EDGE)[-1]
+    assert links_in(tmp_path, EDGE).keys() >= {"b-edge", "d-edge"}
+    assert len(list(read_entries(last))) == 2
+
+
+def test_an_entry_of_format_4_has_no_links(tmp_path: Path) -> None:
+    file = FramedFile(part_path(tmp_path, EDGE, 0))
+    file.append(msgspec.msgpack.encode([[(0, "a", 3, 0)], [0, 0], [(0, 2)], [(0, 3, 2, 2, 3, "length")]]))
+    file.close()
+    counted = Counted(3, cached_tokens=2, committed=2, delivered=2, has_ended=True, reason="length")
+    assert (read_journal(tmp_path, EDGE), links_in(tmp_path, EDGE)) == ({"a": counted}, {})

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import select
 
+from manylora.control.billing.activity import activity_of
 from manylora.control.billing.invoice_forms import render
 from manylora.control.billing.invoices import invoice_rows, make_invoice, rule_of
 from manylora.control.billing.usage_queries import UsageSum, ledger_page, usage_page
@@ -21,6 +22,7 @@ from manylora.control.calendar import is_final
 from manylora.control.storage.database import Database
 from manylora.control.storage.tables import ledger
 from manylora.control.tenants.tenants import get_tenant
+from manylora.control.zones import zone_of
 from manylora.errors import InvalidParameter
 
 MAX_CURSOR = 4_096
@@ -39,6 +41,7 @@ class UsageRead(msgspec.Struct, frozen=True, tag=True):
 
     begin, end  the same moments in the form of the reply
     after       the cursor of the page before, or empty
+    zone        of days
     """
 
     begin_ms: int
@@ -49,6 +52,18 @@ class UsageRead(msgspec.Struct, frozen=True, tag=True):
     groups: tuple[str, ...]
     limit: int
     after: str = ""
+    zone: str = "UTC"
+
+
+class ActivityRead(msgspec.Struct, frozen=True, tag=True):
+    """A tenant's requests in [begin_ms, end_ms). begin, end: the same moments in the form of the reply."""
+
+    begin_ms: int
+    end_ms: int
+    begin: str
+    end: str
+    tenant: str
+    zone: str
 
 
 class LedgerRead(msgspec.Struct, frozen=True, tag=True):
@@ -70,16 +85,20 @@ class InvoiceRead(msgspec.Struct, frozen=True, tag=True):
 
 
 class LogRead(msgspec.Struct, frozen=True, tag=True):
-    """A tenant's requests in [begin_ms, end_ms) on a base, of one adapter or of all: a zip of JSON lines."""
+    """A tenant's requests in [begin_ms, end_ms) on a base, of one adapter or of all: a zip of JSON lines.
+
+    deployment  the dedicated deployment that served them; None: the shared one
+    """
 
     tenant: str
     base: str
     adapter: str | None
     begin_ms: int
     end_ms: int
+    deployment: str | None = None
 
 
-HeavyRead = UsageRead | LedgerRead | InvoiceRead | LogRead
+HeavyRead = UsageRead | ActivityRead | LedgerRead | InvoiceRead | LogRead
 
 
 async def answer(database: Database, asked: HeavyRead) -> bytes:
@@ -87,6 +106,8 @@ async def answer(database: Database, asked: HeavyRead) -> bytes:
     match asked:
         case UsageRead():
             return await _usage(database, asked)
+        case ActivityRead():
+            return await _activity(database, asked)
         case LedgerRead():
             return await _ledger(database, asked)
         case InvoiceRead():
@@ -105,18 +126,26 @@ async def _usage(database: Database, asked: UsageRead) -> bytes:
             groups=asked.groups,
             limit=asked.limit,
             after=_place(asked.after, len(asked.groups)),
+            zone=zone_of(asked.zone),
         )
     following = None if page.place is None else _cursor(page.place)
     return msgspec.json.encode(
         {
             "begin": asked.begin,
             "end": asked.end,
+            "zone": asked.zone,
             "by": asked.groups,
             "usage": [_usage_json(each) for each in page.sums],
             "has_more": following is not None,
             "next": following,
         }
     )
+
+
+async def _activity(database: Database, asked: ActivityRead) -> bytes:
+    async with database.read() as connection:
+        found = await activity_of(connection, asked.tenant, begin_ms=asked.begin_ms, end_ms=asked.end_ms)
+    return msgspec.json.encode({"begin": asked.begin, "end": asked.end, "zone": asked.zone, **found})
 
 
 def _usage_json(usage: UsageSum) -> dict[str, Any]:
@@ -144,6 +173,8 @@ async def _log(database: Database, asked: LogRead) -> bytes:
     wanted = select(*(ledger.c[name] for name in LOGGED)).where(
         ledger.c.tenant == asked.tenant,
         ledger.c.base == asked.base,
+        ledger.c.deployment.is_(None) if asked.deployment is None else ledger.c.deployment == asked.deployment,
+        ledger.c.seconds.is_(None),
         ledger.c.opened_ms >= asked.begin_ms,
         ledger.c.opened_ms < asked.end_ms,
     )

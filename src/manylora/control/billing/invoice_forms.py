@@ -7,9 +7,11 @@ import csv
 import html
 import io
 import json
+from collections.abc import Sequence
 
 from manylora.control.billing.invoices import CENT, Invoice, InvoiceLine, InvoiceRule
 from manylora.control.calendar import text_of
+from manylora.control.printed_page import plain, printed_page, printed_table
 from manylora.money import dollars
 
 FORMATS = {
@@ -27,6 +29,8 @@ EXACT = (
     *("input_usd", "cached_input_usd", "output_usd", "exact_usd", "usd", "corrects_month", "reason"),
 )
 """`usd` is exact, too; it stays for programs that read that column."""
+PLACED = ("deployment", "seconds", "hourly_usd")
+"""Further columns of an invoice that has lines of dedicated deployments; no other one has them."""
 COLUMNS = {InvoiceRule.ROUNDED_LINES: ROUNDED, InvoiceRule.EXACT_LINES: EXACT}
 """Columns of the CSV, and fields of the JSON, in their order."""
 PRINTED = {
@@ -44,10 +48,22 @@ HEADS = {
     "input_usd": "$/prompt",
     "cached_input_usd": "$/cached",
     "output_usd": "$/completion",
+    "deployment": "deployment",
+    "seconds": "seconds",
+    "hourly_usd": "$/hour",
     "usd": "$",
 }
 """Columns of the text."""
 ARITHMETIC = "(prompt - cached) × $/prompt + cached × $/cached + completion × $/completion = $, exact on each line"
+SECONDS = "seconds × $/hour ÷ 3600 = $ on the lines with seconds; of each replica, rounded down to a nano-dollar"
+_STYLE = """
+body { font: 14px/1.5 system-ui, sans-serif; margin: 3rem auto; max-width: 72rem; color: #111; }
+table { border-collapse: collapse; width: 100%; }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: left; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+tfoot td { font-weight: 600; border: 0; }
+@media print { body { margin: 0; font-size: 11px; } }
+"""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -66,9 +82,25 @@ def cents_usd(cents: int) -> str:
     return usd(CENT * cents)
 
 
-def _fields(line: InvoiceLine, rule: InvoiceRule) -> dict[str, object]:
+def _columns(invoice: Invoice) -> tuple[str, ...]:
+    """Return the columns of an invoice's CSV and the fields of its JSON."""
+    return COLUMNS[invoice.rule] + (PLACED if _is_placed(invoice) else ())
+
+
+def _is_placed(invoice: Invoice) -> bool:
+    return any(line.deployment is not None for line in invoice.lines)
+
+
+def _printed(invoice: Invoice) -> tuple[str, ...]:
+    """Return the columns of an invoice's page; the amount stays last."""
+    *names, amount = PRINTED[invoice.rule]
+    return (*names, *(PLACED if _is_placed(invoice) else ()), amount)
+
+
+def _fields(line: InvoiceLine, rule: InvoiceRule, names: Sequence[str]) -> dict[str, object]:
+    kind = "usage" if line.seconds is None else "deployment"
     every = {
-        "kind": "usage" if line.corrects_month is None else "correction",
+        "kind": kind if line.corrects_month is None else "correction",
         "base": line.base,
         "adapter": line.adapter,
         "price_version": line.price_version,
@@ -83,8 +115,11 @@ def _fields(line: InvoiceLine, rule: InvoiceRule) -> dict[str, object]:
         "usd": cents_usd(line.cents) if rule is InvoiceRule.ROUNDED_LINES else usd(line.nanousd),
         "corrects_month": None if line.corrects_month is None else text_of(line.corrects_month),
         "reason": line.reason,
+        "deployment": line.deployment,
+        "seconds": line.seconds,
+        "hourly_usd": None if line.hourly_nanousd is None else usd(line.hourly_nanousd),
     }
-    return {name: every[name] for name in COLUMNS[rule]}
+    return {name: every[name] for name in names}
 
 
 def _title(invoice: Invoice) -> str:
@@ -99,7 +134,7 @@ def _json(invoice: Invoice) -> str:
         "month": text_of(invoice.month),
         "is_preliminary": invoice.is_preliminary,
         "currency": "USD",
-        "lines": [_fields(line, invoice.rule) | {"nanousd": line.nanousd} for line in invoice.lines],
+        "lines": [_fields(line, invoice.rule, _columns(invoice)) | {"nanousd": line.nanousd} for line in invoice.lines],
         "total_nanousd": invoice.nanousd,
         "total_usd": cents_usd(invoice.cents),
     }
@@ -109,11 +144,11 @@ def _json(invoice: Invoice) -> str:
 
 
 def _csv(invoice: Invoice) -> str:
-    stream, columns = io.StringIO(), COLUMNS[invoice.rule]
+    stream, columns = io.StringIO(), _columns(invoice)
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("tenant", "month", *columns))
     for line in invoice.lines:
-        fields = _fields(line, invoice.rule)
+        fields = _fields(line, invoice.rule, columns)
         cells = [_cell(name, fields[name]) for name in columns]
         writer.writerow((_cell("tenant", invoice.tenant), text_of(invoice.month), *cells))
     return stream.getvalue()
@@ -122,16 +157,16 @@ def _csv(invoice: Invoice) -> str:
 def _cell(name: str, value: object) -> str:
     """Return a name that no spreadsheet takes for a formula; amounts may begin with a minus."""
     text = "" if value is None else str(value)
-    is_name = name in ("tenant", "base", "adapter", "reason")
+    is_name = name in ("tenant", "base", "adapter", "reason", "deployment")
     return f"'{text}" if is_name and text.startswith(_FORMULA) else text
 
 
 def _text(invoice: Invoice) -> str:
-    columns = [name for name in HEADS if name in COLUMNS[invoice.rule]]
+    columns = [name for name in HEADS if name in _columns(invoice)]
     rows: list[tuple[str, ...]] = [tuple(HEADS[name] for name in columns)]
     for line in invoice.lines:
-        fields = _fields(line, invoice.rule)
-        cells = ["-" if fields[name] is None else _plain(str(fields[name])) for name in columns]
+        fields = _fields(line, invoice.rule, _columns(invoice))
+        cells = ["-" if fields[name] is None else plain(str(fields[name])) for name in columns]
         if line.corrects_month is not None:
             cells[0] += f" (correction of {fields['corrects_month']})"
         rows.append(tuple(cells))
@@ -147,9 +182,15 @@ def _text(invoice: Invoice) -> str:
     totals = [each.rjust(width) for each in _totals(invoice)]
     for index in reversed(range(len(invoice.lines))):  # from the end, so that earlier places stay valid
         if (reason := invoice.lines[index].reason) is not None:
-            lines.insert(index + 2, f"  {_plain(reason)}")
-    notes = [] if invoice.rule is InvoiceRule.ROUNDED_LINES else ["", ARITHMETIC]
-    return "\n".join([_plain(_title(invoice)), "", *lines, "", *totals, *notes, ""])
+            lines.insert(index + 2, f"  {plain(reason)}")
+    notes = ["", *_notes(invoice)] if _notes(invoice) else []
+    return "\n".join([plain(_title(invoice)), "", *lines, "", *totals, *notes, ""])
+
+
+def _notes(invoice: Invoice) -> list[str]:
+    """Return the arithmetic of the lines."""
+    tokens = [] if invoice.rule is InvoiceRule.ROUNDED_LINES else [ARITHMETIC]
+    return [*tokens, *([SECONDS] if _is_placed(invoice) else [])]
 
 
 def _totals(invoice: Invoice) -> list[str]:
@@ -157,62 +198,31 @@ def _totals(invoice: Invoice) -> list[str]:
     return [*exact, f"total  ${cents_usd(invoice.cents)}"]
 
 
-def _plain(text: str) -> str:
-    """Return a text without control characters. It differs from `printable`, since the invoice of a closed month must
-    keep its bytes.
-    """
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def _html(invoice: Invoice) -> str:
-    heads = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in PRINTED[invoice.rule])
-    rows = "\n".join(f"<tr>{_cells(line, invoice.rule)}</tr>" for line in invoice.lines)
-    title = html.escape(_title(invoice))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font: 14px/1.5 system-ui, sans-serif; margin: 3rem auto; max-width: 72rem; color: #111; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ padding: .35rem .6rem; border-bottom: 1px solid #ddd; text-align: left; }}
-td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-tfoot td {{ font-weight: 600; border: 0; }}
-@media print {{ body {{ margin: 0; font-size: 11px; }} }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<table>
-<thead><tr>{heads}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-<tfoot>{_foot(invoice)}</tfoot>
-</table>
-</body>
-</html>
-"""
+    heads = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in _printed(invoice))
+    rows = "\n".join(f"<tr>{_cells(line, invoice)}</tr>" for line in invoice.lines)
+    table = printed_table(heads, rows, f"<tfoot>{_foot(invoice)}</tfoot>\n")
+    return printed_page(_title(invoice), _STYLE, table)
 
 
 def _foot(invoice: Invoice) -> str:
-    span, amounts = len(PRINTED[invoice.rule]) - 1, {"Total, US dollars": cents_usd(invoice.cents)}
+    span, amounts = len(_printed(invoice)) - 1, {"Total, US dollars": cents_usd(invoice.cents)}
     if invoice.rule is not InvoiceRule.ROUNDED_LINES:
         amounts = {"Sum of the lines": usd(invoice.nanousd)} | amounts
     cells = (f'<td colspan="{span}">{name}</td><td class="number">{amount}</td>' for name, amount in amounts.items())
-    is_old = invoice.rule is InvoiceRule.ROUNDED_LINES
-    note = "" if is_old else f'\n<tr><td colspan="{span + 1}">{ARITHMETIC}</td></tr>'
-    return "".join(f"<tr>\n{each}\n</tr>" for each in cells) + note
+    notes = "".join(f'\n<tr><td colspan="{span + 1}">{each}</td></tr>' for each in _notes(invoice))
+    return "".join(f"<tr>\n{each}\n</tr>" for each in cells) + notes
 
 
-def _cells(line: InvoiceLine, rule: InvoiceRule) -> str:
-    fields = _fields(line, rule)
+def _cells(line: InvoiceLine, invoice: Invoice) -> str:
+    fields = _fields(line, invoice.rule, ("corrects_month", *_printed(invoice)))
     if line.corrects_month is not None:
         fields["kind"] = f"correction of {fields['corrects_month']}: {line.reason}"
-    return "".join(_td(name, fields[name]) for name in PRINTED[rule])
+    return "".join(_td(name, fields[name]) for name in _printed(invoice))
 
 
 def _td(name: str, value: object) -> str:
     text = "–" if value is None else html.escape(str(value))
-    return f"<td>{text}</td>" if name in ("kind", "base", "adapter") else f'<td class="number">{text}</td>'
+    return (
+        f"<td>{text}</td>" if name in ("kind", "base", "adapter", "deployment") else f'<td class="number">{text}</td>'
+    )

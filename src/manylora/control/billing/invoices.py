@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.calendar import bounds_of
@@ -39,6 +39,8 @@ class InvoiceRow:
     corrects_month        202610; None: no correction, and no reason
     cached_tokens         part of prompt_tokens at the cached price; all counts are of charged tokens
     cached_input_nanousd  None: an older row, which costs input_nanousd
+    deployment            the dedicated deployment that served the tokens, or whose replica ran; None: a shared one
+    seconds               of a replica, at `hourly_nanousd` an hour; 0: the row is of tokens
     """
 
     base: str
@@ -55,6 +57,9 @@ class InvoiceRow:
     cost_nanousd: int
     cached_tokens: int = 0
     cached_input_nanousd: int | None = None
+    deployment: str | None = None
+    seconds: int = 0
+    hourly_nanousd: int | None = None
 
     @property
     def prices(self) -> tuple[int, int, int]:
@@ -72,6 +77,8 @@ class InvoiceLine:
     corrects_month  month of the corrected usage, 202610; None: no correction, and no reason
     cached_tokens   part of prompt_tokens at `cached_input_nanousd` each
     nanousd         the amount, exact
+    deployment      a dedicated deployment, whose tokens cost nothing, and whose seconds have a line of their own
+    seconds         of all its replicas, at `hourly_nanousd` an hour; None: the line is of tokens
     """
 
     base: str
@@ -87,6 +94,9 @@ class InvoiceLine:
     nanousd: int
     cached_tokens: int
     cached_input_nanousd: int
+    deployment: str | None = None
+    seconds: int | None = None
+    hourly_nanousd: int | None = None
 
     @property
     def cents(self) -> int:
@@ -117,8 +127,9 @@ class Invoice:
         return round_half_even(self.nanousd, CENT)
 
 
-LineKey = tuple[str, str, int, int, int, int, int, str]
-"""Base, adapter or empty, price version or -1, prices (input, output, cached), corrected month or 0, reason or empty"""
+LineKey = tuple[str, str, int, int, int, int, int, str, str, int]
+"""Base, adapter or empty, price version or -1, prices (input, output, cached), corrected month or 0, reason or empty,
+deployment or empty, hourly price or -1"""
 
 
 def make_invoice(
@@ -131,21 +142,24 @@ def make_invoice(
     rule: InvoiceRule = InvoiceRule.EXACT_LINES,
 ) -> Invoice:
     """Return the invoice of rows: sums in lines, in a fixed order."""
-    sums: dict[LineKey, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
+    sums: dict[LineKey, list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0, 0])
     for row in rows:
         version = -1 if row.price_version is None else row.price_version
         input_nanousd, cached_nanousd, output_nanousd = row.prices
         prices, corrected = (input_nanousd, output_nanousd, cached_nanousd), (row.corrects_month or 0, row.reason or "")
-        counts = (row.requests, row.prompt_tokens, row.cached_tokens, row.completion_tokens, row.cost_nanousd)
-        for index, amount in enumerate(counts):
-            sums[row.base, _adapter(row), version, *prices, *corrected][index] += amount
+        placed = (row.deployment or "", -1 if row.hourly_nanousd is None else row.hourly_nanousd)
+        tokens = (row.requests, row.prompt_tokens, row.cached_tokens, row.completion_tokens)
+        for index, amount in enumerate((*tokens, row.cost_nanousd, row.seconds)):
+            sums[row.base, _adapter(row), version, *prices, *corrected, *placed][index] += amount
     lines = tuple(_line(key, sums[key]) for key in sorted(sums))
     return Invoice(tenant=tenant, name=name, month=month, is_preliminary=is_preliminary, lines=lines, rule=rule)
 
 
 def _line(key: LineKey, sums: list[int]) -> InvoiceLine:
-    base, adapter, version, input_nanousd, output_nanousd, cached_input_nanousd, corrects_month, reason = key
-    requests, prompt_tokens, cached_tokens, completion_tokens, nanousd = sums
+    base, adapter, version, input_nanousd, output_nanousd, cached_input_nanousd = key[:6]
+    corrects_month, reason, deployment, hourly_nanousd = key[6:]
+    requests, prompt_tokens, cached_tokens, completion_tokens, nanousd, seconds = sums
+    is_placed = hourly_nanousd >= 0
     return InvoiceLine(
         base=base,
         adapter=adapter or None,
@@ -160,6 +174,9 @@ def _line(key: LineKey, sums: list[int]) -> InvoiceLine:
         cached_tokens=cached_tokens,
         completion_tokens=completion_tokens,
         nanousd=nanousd,
+        deployment=deployment or None,
+        seconds=seconds if is_placed else None,
+        hourly_nanousd=hourly_nanousd if is_placed else None,
     )
 
 
@@ -178,14 +195,19 @@ async def rule_of(connection: AsyncConnection, month: int) -> InvoiceRule:
     return InvoiceRule((await connection.execute(asked)).scalar_one())
 
 
+def requests_of() -> ColumnElement[int]:
+    """Return the number of requests among rows: neither corrections nor seconds of deployments are requests."""
+    return func.count(ledger.c.id) - func.count(ledger.c.corrects) - func.count(ledger.c.seconds)
+
+
 async def invoice_rows(connection: AsyncConnection, tenant: str, month: int) -> list[InvoiceRow]:
     """Return a tenant's rows of a month; the database adds up rows that differ in their counts alone."""
     begin_ms, end_ms = bounds_of(month)
     names = ("base", "adapter", "adapter_owner", "price_version", "input_nanousd", "output_nanousd", "corrects_month")
-    alike = [ledger.c[name] for name in (*names, "reason", "cached_input_nanousd")]
-    counts = ("charged_prompt_tokens", "charged_completion_tokens", "cost_nanousd", "charged_cached_tokens")
+    alike = [ledger.c[name] for name in (*names, "reason", "cached_input_nanousd", "deployment", "hourly_nanousd")]
+    counts = ("charged_prompt_tokens", "charged_completion_tokens", "cost_nanousd", "charged_cached_tokens", "seconds")
     sums = [func.sum(ledger.c[name]).label(name) for name in counts]
-    requests = (func.count(ledger.c.id) - func.count(ledger.c.corrects)).label("requests")
+    requests = requests_of().label("requests")
     asked = select(*alike, *sums, requests).group_by(*alike)
     asked = asked.where(ledger.c.tenant == tenant, ledger.c.booked_ms >= begin_ms, ledger.c.booked_ms < end_ms)
     return [
@@ -204,6 +226,9 @@ async def invoice_rows(connection: AsyncConnection, tenant: str, month: int) -> 
             cost_nanousd=int(row.cost_nanousd),
             cached_tokens=int(row.charged_cached_tokens or 0),
             cached_input_nanousd=row.cached_input_nanousd,
+            deployment=row.deployment,
+            seconds=int(row.seconds or 0),
+            hourly_nanousd=row.hourly_nanousd,
         )
         async for row in await connection.stream(asked)
     ]

@@ -5,7 +5,7 @@ A correction belongs to the month in which it is made, so that a closed month ne
 
 import contextlib
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +14,16 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.billing.prices import price_versions
+from manylora.control.budgets.spending import count_rows
 from manylora.control.calendar import booked_ms_of, month_of
 from manylora.control.control import Control
 from manylora.control.key_uses import note_uses
+from manylora.control.storage.locks import lock_tenants
 from manylora.control.storage.tables import ledger, spending, tenants
 from manylora.control.tenants.audit import Actor, on_the_machine, record
 from manylora.control.tenants.credit import MOST_NANOUSD
-from manylora.control.tenants.tenants import insert_tenant
+from manylora.control.tenants.tenants import insert_tenant, is_unlimited
+from manylora.control.wallet.wallet import Wallet
 from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound
 from manylora.money import cost_nanousd
 from manylora.tenancy import PriceFacts, TenantState, price_at
@@ -53,6 +56,7 @@ async def insert_records(control: Control, records: Sequence[UsageRecord]) -> in
         return 0
     async with control.database.write() as connection:
         payers = await _know_tenants(control, connection, {record.tenant for record in records})
+        await lock_tenants(connection, set(payers.values()))
         versions = await price_versions(connection)
         free = frozenset(control.config.control.free_bases)
         batch_percent = control.config.control.batch_price_percent
@@ -63,12 +67,16 @@ async def insert_records(control: Control, records: Sequence[UsageRecord]) -> in
                 records, key=lambda record: record.id
             )  # in a fixed order, so that two shipments cannot deadlock
         }
-        inserting = control.database.insert_once(ledger).values(list(rows.values())).returning(ledger.c.id)
-        new = (await connection.execute(inserting)).scalars().all()
+        # The rows are parameters: a statement that holds 500 rows has 15,000 parts to compile for each shipment.
+        inserting = control.database.insert_once(ledger).returning(ledger.c.id)
+        new = (await connection.execute(inserting, list(rows.values()))).scalars().all()
         spent: Counter[Spender] = Counter()
         for row in map(rows.__getitem__, new):
             spent[row["tenant"], row["key"] or "", row["edge"], month_of(row["booked_ms"])] += row["cost_nanousd"]
-        await _add_spending(control, connection, spent)
+        await add_spending(control, connection, spent)
+        added = [rows[each] for each in sorted(new)]
+        await pay_rows(connection, added, control.now_ms())
+        await count_rows(control.database, connection, added, control.now_ms())
         await note_uses(connection, _last_uses(rows[each] for each in new))
     return len(new)
 
@@ -125,6 +133,8 @@ async def correct(
         # The lock orders corrections of one row, so that together they give back no more than was charged.
         asked = select(ledger).where(ledger.c.id == record_id).with_for_update()
         found = (await connection.execute(asked)).mappings().one_or_none()
+        # Every writer locks the tenant before the sums of its spending.
+        await lock_tenants(connection, [] if found is None else [found["tenant"]])
         if (made := await _made_before(connection, wanted)) is not None:
             return made
         if found is None:
@@ -135,9 +145,11 @@ async def correct(
             made = await _made_before(connection, wanted)
             assert made is not None, "a row of this id came between, and is there now"
             return made
-        # No edge spent it: the row changes the balance and the month's budget, not a lease.
+        # No edge spent it: the row changes the balance and the month's spending, not a lease.
         spender = (row["tenant"], row["key"] or "", "", month_of(row["booked_ms"]))
-        await _add_spending(control, connection, Counter({spender: row["cost_nanousd"]}))
+        await add_spending(control, connection, Counter({spender: row["cost_nanousd"]}))
+        await pay_rows(connection, [row | {"edge": ""}], control.now_ms())
+        await count_rows(control.database, connection, [row], control.now_ms())
         told = {name: row[name] for name in TOLD_OF_A_CORRECTION}
         actor = actor or on_the_machine(control)
         await record(connection, actor, "correct", "record", record_id, tenant=row["tenant"], after=told)
@@ -195,6 +207,11 @@ async def _correction_row(
             f"`{wanted.corrects[:80]}` is a correction itself; correct the row `{old['corrects']}` again",
             parameter="corrects",
         )
+    if old["seconds"] is not None:
+        raise InvalidParameter(
+            f"`{wanted.corrects[:80]}` bills seconds of a deployment, and no tokens; give credit back in its place",
+            parameter="corrects",
+        )
     cached_tokens = await _cached_of(connection, old, wanted)
     cached_nanousd = old["input_nanousd"] if old["cached_input_nanousd"] is None else old["cached_input_nanousd"]
     cost = cost_nanousd(
@@ -227,6 +244,8 @@ async def _correction_row(
         "reason": wanted.reason.strip(),
         "author": author,
         "received_ms": now_ms,
+        "alias": old["alias"],
+        "is_shadow": old["is_shadow"],
     }
 
 
@@ -262,13 +281,27 @@ def _require_left(parameter: str, left: int, change: int) -> None:
         )
 
 
-async def _add_spending(control: Control, connection: AsyncConnection, spent: Counter[Spender]) -> None:
+async def add_spending(control: Control, connection: AsyncConnection, spent: Counter[Spender]) -> None:
+    """Add amounts to the sums of `spending`, in the transaction of their rows."""
     for spender, cost in sorted(spent.items()):  # in a fixed order, so that two transactions cannot deadlock
         values = dict(zip(("tenant", "key", "edge", "month"), spender, strict=True))
         await connection.execute(control.database.insert_once(spending).values(**values, cost_nanousd=0))
         matching = [spending.c[name] == value for name, value in values.items()]
         added = update(spending).where(*matching).values(cost_nanousd=spending.c.cost_nanousd + cost)
         await connection.execute(added)
+
+
+async def pay_rows(connection: AsyncConnection, rows: Sequence[dict[str, Any]], now_ms: int) -> None:
+    """Pay new rows of the ledger from the wallets of their tenants, whose locks the transaction holds."""
+    costly: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["cost_nanousd"] and not is_unlimited(row["tenant"]):
+            costly[row["tenant"]].append(row)
+    for tenant in sorted(costly):
+        wallet = await Wallet.opened(connection, tenant, now_ms)
+        for row in costly[tenant]:
+            await wallet.charge(row["edge"], row["cost_nanousd"], row["id"], row["reason"] or "", row["corrects"])
+        await wallet.save()
 
 
 async def _know_tenants(control: Control, connection: AsyncConnection, wanted: set[str]) -> dict[str, str]:
@@ -298,7 +331,8 @@ async def _payers(connection: AsyncConnection, wanted: set[str]) -> dict[str, st
 def _price_of(
     record: UsageRecord, versions: Sequence[PriceFacts], free: frozenset[str], batch_percent: int
 ) -> PriceFacts | None:
-    price = None if record.base in free else price_at(versions, record.base, record.opened_ms)
+    is_free = record.base in free or record.deployment is not None  # the seconds of a deployment are billed
+    price = None if is_free else price_at(versions, record.base, record.opened_ms)
     return price.at_percent(batch_percent) if price is not None and record.is_batch else price
 
 
@@ -350,6 +384,9 @@ def _row(record: UsageRecord, price: PriceFacts | None, now_ms: int) -> dict[str
         "reason": None,
         "author": None,
         "received_ms": now_ms,
+        "alias": record.alias,
+        "is_shadow": record.is_shadow,
+        "deployment": record.deployment,
     }
 
 

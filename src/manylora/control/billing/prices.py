@@ -32,16 +32,7 @@ async def set_price(
 
     Raises `InvalidParameter` for a moment in the past or before the last version's, or an amount out of range.
     """
-    for name, amount in (("input_nanousd", input_nanousd), ("output_nanousd", output_nanousd)):
-        if not 0 <= amount <= MOST_NANOUSD:
-            raise InvalidParameter(f"`{name}` must be 0 to {MOST_NANOUSD}. Given: {amount}", parameter=name)
-    cached = input_nanousd if cached_input_nanousd is None else cached_input_nanousd
-    if not 0 <= cached <= input_nanousd:
-        raise InvalidParameter(
-            f"`cached_input_nanousd` must be 0 to {input_nanousd}, the price of a prompt token that is not cached. "
-            f"Given: {cached}",
-            parameter="cached_input_nanousd",
-        )
+    cached = check_amounts(input_nanousd, output_nanousd, cached_input_nanousd)
     if not base or len(base) > 200:
         raise InvalidParameter("`base` must have 1 to 200 characters", parameter="base")
     revision = await next_revision(connection)  # from here on no other transaction adds a version
@@ -62,6 +53,21 @@ async def set_price(
     )
     await _insert(connection, price, revision)
     return price
+
+
+def check_amounts(input_nanousd: int, output_nanousd: int, cached_input_nanousd: int | None) -> int:
+    """Return the price of a cached prompt token. Raise `InvalidParameter` for an amount out of range."""
+    for name, amount in (("input_nanousd", input_nanousd), ("output_nanousd", output_nanousd)):
+        if not 0 <= amount <= MOST_NANOUSD:
+            raise InvalidParameter(f"`{name}` must be 0 to {MOST_NANOUSD}. Given: {amount}", parameter=name)
+    cached = input_nanousd if cached_input_nanousd is None else cached_input_nanousd
+    if not 0 <= cached <= input_nanousd:
+        raise InvalidParameter(
+            f"`cached_input_nanousd` must be 0 to {input_nanousd}, the price of a prompt token that is not cached. "
+            f"Given: {cached}",
+            parameter="cached_input_nanousd",
+        )
+    return cached
 
 
 async def price_versions(connection: AsyncConnection, base: str | None = None) -> list[PriceFacts]:

@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, and_, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, RowMapping, and_, case, func, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora.control.calendar import DAY_MS
+from manylora.control.billing.invoices import requests_of
+from manylora.control.calendar import DAY_MS, offsets_of
 from manylora.control.storage.tables import ledger
 from manylora.errors import InvalidParameter
 
 GROUPS = ("tenant", "base", "adapter", "key", "price")
-"""Columns that group sums; `day` is in UTC, `price` is the version of the base's price."""
+"""Columns that group sums; `day` is in the zone of the call, `price` is the version of the base's price."""
 NUMBERS = ("day", "price")
 """The numeric columns among them."""
 COUNTS = (
@@ -87,22 +88,26 @@ async def usage_page(
     groups: Sequence[str] = (),
     limit: int | None,
     after: tuple[str | int, ...] | None = None,
+    zone: tzinfo = UTC,
 ) -> UsagePage:
     """Return at most `limit` sums over [begin_ms, end_ms), of one tenant or of all, in the order of `groups`.
 
     Args:    after  the `place` of the page before
+             zone   of the column `day`
     Raises:  `InvalidParameter` for an unknown group, or a place of other columns
     """
-    columns = [_column(group).label(group) for group in groups]
-    order = [_ordered(group) for group in groups]
+    day = _day_column(offsets_of(zone, begin_ms, end_ms)) if "day" in groups else None
+    found = [day if day is not None and group == "day" else _column(group) for group in groups]
+    columns = [column.label(group) for group, column in zip(groups, found, strict=True)]
+    order = [_ordered(group, column) for group, column in zip(groups, found, strict=True)]
     totals = [func.sum(ledger.c[name]).label(name) for name in (*COUNTS, "cost_nanousd")]
-    requests = func.count(ledger.c.id) - func.count(ledger.c.corrects)
+    requests = requests_of()
     asked = select(*columns, requests.label("requests"), *totals, *_price_bounds())
     asked = asked.where(ledger.c.booked_ms >= begin_ms, ledger.c.booked_ms < end_ms)
     if tenant is not None:
         asked = asked.where(ledger.c.tenant == tenant)
     if columns:
-        asked = asked.group_by(*(_column(group) for group in groups)).order_by(*order)
+        asked = asked.group_by(*found).order_by(*order)
     if after is not None:
         asked = asked.where(_is_after(order, groups, after))
     if limit is not None:
@@ -148,7 +153,7 @@ def require_groups(groups: Sequence[str]) -> None:
 
 def _column(group: str) -> ColumnElement[Any]:
     if group == "day":
-        return ledger.c.booked_ms - ledger.c.booked_ms % _DAY
+        return _day_column([(0, 0)])
     if group == "price":
         return ledger.c.price_version
     if group in GROUPS:
@@ -156,13 +161,25 @@ def _column(group: str) -> ColumnElement[Any]:
     raise InvalidParameter(f"`by` must be of {', '.join((*GROUPS, 'day'))}. Given: {group[:40]!r}", parameter="by")
 
 
+def _day_column(offsets: Sequence[tuple[int, int]]) -> ColumnElement[int]:
+    """Return the day of a row as the UTC moment at which a day of that date begins.
+
+    Args:  offsets  the zone's offsets from UTC, each with its first moment, from `calendar.offsets_of`
+    """
+    shift: ColumnElement[int] = literal_column(str(offsets[0][1]))
+    for first_ms, offset_ms in offsets[1:]:
+        is_later = ledger.c.booked_ms >= literal_column(str(first_ms))
+        shift = case((is_later, literal_column(str(offset_ms))), else_=shift)
+    local = ledger.c.booked_ms + shift
+    return local - local % _DAY
+
+
 def _least(group: str) -> str | int:
     """Return the substitute for NULL in the order; no column has it."""
     return -1 if group in NUMBERS else ""
 
 
-def _ordered(group: str) -> ColumnElement[Any]:
-    column = _column(group)
+def _ordered(group: str, column: ColumnElement[Any]) -> ColumnElement[Any]:
     return column if group == "day" else func.coalesce(column, _LEAST_NUMBER if group in NUMBERS else _LEAST_TEXT)
 
 

@@ -136,20 +136,44 @@ class UsageBody(BaseModel):
 
 
 class UsageReport(BaseModel):
-    """A page of sums in the order of `by`. `next`: the `after` of the next page; null on the last page."""
+    """A page of sums in the order of `by`. `next`: the `after` of the next page; null on the last page.
+
+    `begin` and `end` are moments in UTC; the column `day` is in the `zone`.
+    """
 
     begin: str
     end: str
+    zone: str
     by: list[str]
     usage: list[UsageBody]
     has_more: bool
     next: str | None
 
 
+class ActivityBody(BaseModel):
+    """A tenant's requests of one day: sums, failures, and waits for adapters that were not in memory.
+
+    `…_us` are microseconds, null where there was none. The counts are those of the usage.
+    """
+
+    begin: str
+    end: str
+    zone: str
+    requests: int
+    charged_tokens: int
+    cost_nanousd: int
+    failures: int
+    cold_starts: int
+    cold_p50_us: int | None
+    cold_p99_us: int | None
+    first_token_p50_us: int | None
+    first_token_p99_us: int | None
+
+
 class LedgerBody(BaseModel):
     """Rows of the ledger, newest first. `before`: the `before` of the next page; null on the last page."""
 
-    rows: list[dict[str, str | int | None]]
+    rows: list[dict[str, str | int | bool | None]]
     has_more: bool
     before: int | None
 

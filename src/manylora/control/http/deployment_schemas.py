@@ -4,7 +4,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from manylora.control.deployments.deployments import MONTH_HOURS, PENDING_DETAIL, Deployment, DeploymentState
+from manylora.control.calendar import text_of
+from manylora.control.deployments.deployments import MONTH_HOURS, Deployment
+from manylora.control.deployments.figures import DeploymentBill
+from manylora.control.deployments.status import DeploymentState
 from manylora.control.http.schemas import RequestBody, iso
 from manylora.money import dollars
 
@@ -56,11 +59,25 @@ def deployment_json(deployment: Deployment, window: int) -> Json:
         "usesGuaranteedCapacity": False,
         "hourlyPrice": price_text(deployment.hourly_nanousd),
     }
-    if deployment.state is DeploymentState.PENDING:
-        body["statusDetail"] = PENDING_DETAIL
+    if deployment.tenant is not None:
+        body["replicas"] = [
+            {"slot": each.slot, "state": each.state.value, "since": iso(each.since_ms)} for each in deployment.replicas
+        ]
+    if detail := deployment.status_detail:
+        body["statusDetail"] = detail
     if quantization := deployment.config.get("quantization"):
         body["quantization"] = str(quantization)
     return body
+
+
+def start_json(figures: DeploymentBill) -> Json:
+    """Return the seconds that the last good start took, which a request to a sleeping deployment waits."""
+    return {} if figures.start_ms is None else {"lastStartSeconds": figures.start_ms / 1000}
+
+
+def billed_json(figures: DeploymentBill) -> Json:
+    """Return the seconds that this month has billed, and their cost."""
+    return {"month": text_of(figures.month), "seconds": figures.seconds, "cost": price_text(figures.cost_nanousd)}
 
 
 def comparison_json(deployment: Deployment, metered_nanousd: int) -> Json:
@@ -95,6 +112,7 @@ def older_json(deployment: Deployment, tenant_number: int) -> Json:
         "createdByUserID": None,
         "scaleDownPeriod": deployment.cooldown_s,
         "isShared": deployment.tenant is None,
+        **({"errorText": deployment.detail} if deployment.state is DeploymentState.ERRORED else {}),
         "dynamicAdapterLoadingEnabled": True,
     }
 

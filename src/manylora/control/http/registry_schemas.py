@@ -1,14 +1,17 @@
 """JSON of repositories, versions and uploads, in the shapes that Predibase's SDK sends and reads."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from manylora.control.http.schemas import RequestBody, iso
 from manylora.control.registry.repositories import Repository
 from manylora.control.registry.sharing import MAX_SHARES
 from manylora.control.registry.versions import FINISHED, Version, VersionState
+from manylora.control.rollouts.rules import shown_rule
+from manylora.rollouts.rollout import MAX_ARMS, POINTS, Rollout
 
 Json = dict[str, Any]  # JSON values of several types
 ADAPTER_SCHEME = "pbase://"
@@ -25,6 +28,7 @@ def _no_boolean(value: object) -> object:
 Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[int, BeforeValidator(_no_boolean)]
 """A version's number; clients may write it as `3.0` or `"3"`."""
+VersionName = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
 
 
 class _RegistryRequest(RequestBody):
@@ -63,7 +67,24 @@ class EndOfUpload(_RegistryRequest):
 
 
 class NewAlias(_RegistryRequest):
-    version: Number = Field(ge=1)
+    """The rule of an alias: one version, or `weights`, the percent of each version."""
+
+    version: Annotated[Number, Field(ge=1)] | None = None
+    weights: dict[VersionName, Number] | None = Field(default=None, min_length=1, max_length=MAX_ARMS)
+    sticky: str | None = Field(default=None, max_length=64)
+    shadow: Annotated[Number, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "NewAlias":
+        if (self.version is None) == (self.weights is None):
+            raise PydanticCustomError("one_of", "give either `version` or `weights`")
+        return self
+
+    def shares(self) -> dict[int, int]:
+        """Return the percent of each version."""
+        if self.version is not None:
+            return {self.version: POINTS}
+        return {int(version): share for version, share in (self.weights or {}).items()}
 
 
 class NewShares(_RegistryRequest):
@@ -85,9 +106,24 @@ def repository_json(repository: Repository, *, is_own: bool) -> Json:
     }
     if is_own:
         unfinished = [each for each in repository.versions if each not in finished]
+        rules = repository.rollouts.items()
+        body["rollouts"] = {name: shown_rule(rule) for name, rule in rules if not rule.is_plain}
         body["sharedWith"] = list(repository.shared_with)
         body["unfinished"] = [version_json(repository, each) for each in unfinished]
     return body
+
+
+def alias_json(repository: Repository, name: str, rules: Sequence[Rollout]) -> Json:
+    """Return an alias. `rules`: the earlier ones and the present one, which is the last."""
+    *earlier, present = rules
+    return {
+        "repo": repository.name,
+        "owner": repository.owner,
+        "alias": name,
+        "version": present.main,
+        **shown_rule(present),
+        "earlier": [shown_rule(each) for each in reversed(earlier)],
+    }
 
 
 def _version_line(version: Version, *, is_own: bool) -> Json:

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from manylora.control.tenants.credit import MOST_NANOUSD, Balance
 from manylora.control.tenants.keys import DEFAULT_SCOPES, Key, KeyPage
 from manylora.control.tenants.tenants import Tenant
+from manylora.control.wallet.wallet import DEFAULT_PRIORITY, MOST_PRIORITY
 from manylora.errors import InvalidParameter
 from manylora.tenancy import OLDER_SCOPE, BaseLimits, Limits, Scope, scopes_of_words
 
@@ -91,6 +92,7 @@ class BalanceBody(BaseModel):
     left_nanousd: int
     leased_nanousd: int
     spent_this_month_nanousd: int
+    expired_nanousd: int
 
     @staticmethod
     def of(balance: Balance) -> "BalanceBody":
@@ -234,6 +236,14 @@ class Terms(RequestBody):
 class NewCredit(RequestBody):
     """A grant of credit. A repeated `id` changes nothing; a negative amount is taken away."""
 
+    kind: Literal["free", "paid"] = "paid"
+    priority: Annotated[
+        int, Field(ge=1, le=MOST_PRIORITY, description="The lowest is drawn first; then the earliest end.")
+    ] = DEFAULT_PRIORITY
+    expires_in_s: Annotated[
+        float | None, Field(gt=0, le=10 * 366 * 86400, description="Seconds until it ends unspent; null: never.")
+    ] = None
+
     id: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
     nanousd: Amount
     reason: Name
@@ -254,9 +264,12 @@ class Rotation(RequestBody):
 
 
 class Signup(RequestBody):
+    """A new tenant. `password`: of its login at the console; null: it gets none."""
+
     id: ShortText
     name: Name = ""
     email: ShortText | None = None
+    password: Annotated[str, Field(max_length=1000)] | None = None
 
 
 class SignedUp(BaseModel):

@@ -6,27 +6,35 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from manylora.control.billing.heavy_reads import MAX_CURSOR, InvoiceRead, LedgerRead, UsageRead
+from manylora.control.billing.heavy_reads import MAX_CURSOR, ActivityRead, InvoiceRead, LedgerRead, UsageRead
 from manylora.control.billing.invoice_forms import FORMATS
 from manylora.control.billing.ledger import OPERATOR, correct
 from manylora.control.billing.periods import Period, parse_period
 from manylora.control.billing.usage_queries import require_groups
-from manylora.control.calendar import parse_month, text_of
+from manylora.control.calendar import day_of, parse_month, text_of
 from manylora.control.control import Control
-from manylora.control.http.billing_schemas import Corrected, GrantList, LedgerBody, NewCorrection, UsageReport
+from manylora.control.http.billing_schemas import (
+    ActivityBody,
+    Corrected,
+    GrantList,
+    LedgerBody,
+    NewCorrection,
+    UsageReport,
+)
 from manylora.control.http.content_negotiation import wanted_form
 from manylora.control.http.other_replies import INVOICE_REPLY
 from manylora.control.http.schemas import iso
 from manylora.control.routes.dependencies import ActorDep, CallerDep, ControlDep, requires
 from manylora.control.tenants.credit import grants_page
+from manylora.control.zones import zone_of
 from manylora.errors import InvalidParameter
 from manylora.http.callers import Caller
 from manylora.tenancy import Scope
 
 By = Annotated[str, Query(max_length=100, description="Columns: day, base, adapter, key, tenant, price; with commas.")]
-Month = Annotated[str, Query(max_length=7, description="A UTC month such as 2026-11; default: this one.")]
+Month = Annotated[str, Query(max_length=7, description="A month such as 2026-11; default: this one.")]
 From = Annotated[
-    str, Query(alias="from", max_length=10, description="Instead of `month`: a UTC day or month to begin with.")
+    str, Query(alias="from", max_length=10, description="Instead of `month`: a day or month to begin with.")
 ]
 To = Annotated[str, Query(alias="to", max_length=10, description="The last day or month, counted in; default: today.")]
 Before = Annotated[int | None, Query(ge=0, le=2**62, description="The `before` of the page before.")]
@@ -34,6 +42,7 @@ PageSize = Annotated[int, Query(ge=1, le=1000)]
 MAX_USAGE_PAGE = 10_000
 UsagePageSize = Annotated[int, Query(ge=1, le=MAX_USAGE_PAGE, description="Lines of a page.")]
 UsageAfter = Annotated[str, Query(max_length=MAX_CURSOR, description="The `next` of the page before.")]
+Zone = Annotated[str, Query(max_length=64, description="IANA time zone of days and months, such as Europe/Berlin.")]
 Form = Annotated[
     str | None,
     Query(alias="format", max_length=16, description="text, json, csv or html; default: what `Accept` wants, or json."),
@@ -57,10 +66,11 @@ async def usage(
     tenant: Annotated[str, Query(max_length=64)] = "",
     limit: UsagePageSize = MAX_USAGE_PAGE,
     after: UsageAfter = "",
+    zone: Zone = "UTC",
 ) -> Response:
     """Sum the usage of all tenants or one over a month or any other period."""
-    period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms())
-    return await _report(control, caller, period, by, tenant or None, (limit, after))
+    period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms(), zone=zone_of(zone))
+    return await _report(control, caller, (period, zone), by, tenant or None, (limit, after))
 
 
 @operators.get("/ledger", response_model=LedgerBody)
@@ -119,10 +129,26 @@ async def own_usage(
     by: By = "base,adapter",
     limit: UsagePageSize = MAX_USAGE_PAGE,
     after: UsageAfter = "",
+    zone: Zone = "UTC",
 ) -> Response:
     """Sum the caller's own usage over a month or any other period."""
-    period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms())
-    return await _report(control, caller, period, by, caller.tenant, (limit, after))
+    period = parse_period(month=month, first=first, last=last, now_ms=control.now_ms(), zone=zone_of(zone))
+    return await _report(control, caller, (period, zone), by, caller.tenant, (limit, after))
+
+
+@own.get("/activity", response_model=ActivityBody)
+async def own_activity(
+    control: ControlDep,
+    caller: CallerDep,
+    day: Annotated[str, Query(max_length=10, description="A day such as 2026-11-25; default: today.")] = "",
+    zone: Zone = "UTC",
+) -> Response:
+    """Sum one day of the caller's own requests, with its failures and its waits for adapters."""
+    now_ms, place = control.now_ms(), zone_of(zone)
+    day = day or day_of(now_ms, place).isoformat()
+    period = parse_period(month="", first=day, last=day, now_ms=now_ms, zone=place)
+    asked = ActivityRead(period.begin_ms, period.end_ms, iso(period.begin_ms), iso(period.end_ms), caller.tenant, zone)
+    return _json(await control.reads.answer(control.database, asked, caller.tenant))
 
 
 @own.get("/ledger", response_model=LedgerBody)
@@ -153,15 +179,15 @@ router.routes.extend((*operators.routes, *own.routes))
 
 
 async def _report(
-    control: Control, caller: Caller, period: Period, by: str, tenant: str | None, page: tuple[int, str]
+    control: Control, caller: Caller, when: tuple[Period, str], by: str, tenant: str | None, page: tuple[int, str]
 ) -> Response:
     groups = tuple(group.strip() for group in by.split(",") if group.strip())
     if len(set(groups)) != len(groups):
         raise InvalidParameter("`by` names a column twice", parameter="by")
     require_groups(groups)
-    limit, after = page
+    (limit, after), (period, zone) = page, when
     begin_ms, end_ms = period.begin_ms, period.end_ms
-    asked = UsageRead(begin_ms, end_ms, iso(begin_ms), iso(end_ms), tenant, groups, limit, after)
+    asked = UsageRead(begin_ms, end_ms, iso(begin_ms), iso(end_ms), tenant, groups, limit, after, zone)
     return _json(await control.reads.answer(control.database, asked, caller.tenant))
 
 

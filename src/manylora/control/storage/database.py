@@ -21,6 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.schema import Table
 
 from manylora import __version__
+from manylora.control.storage.concurrent_indexes import make_indexes
 from manylora.errors import NEWER_REMEDY, ConfigInvalid, ControlUnavailable, DataTooNew
 
 FILE_NAME = "control.db"
@@ -134,6 +135,10 @@ def migrate(url: URL, revision: str = "head") -> None:
         _refuse_newer(connection, place_of(url))
         configuration.attributes["connection"] = connection
         command.upgrade(configuration, revision)
+        is_postgres = connection.dialect.name != "sqlite"
+    if is_postgres and revision == "head":
+        with _engine_of(url) as engine:
+            make_indexes(engine)
 
 
 def require_known_revision(url: URL, called: str) -> None:
@@ -177,11 +182,17 @@ def _alembic() -> AlembicConfig:
 
 @contextmanager
 def _connected(url: URL) -> Iterator[Connection]:
-    """Open a connection with a transaction. Raise `ControlUnavailable`, naming the database and the cause."""
+    """Open a connection with a transaction. Raise as `_engine_of`."""
+    with _engine_of(url) as engine, engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _engine_of(url: URL) -> Iterator[Engine]:
+    """Yield an engine of its own. Raise `ControlUnavailable`, naming the database and the cause."""
     engine = _engine(url)
     try:
-        with engine.begin() as connection:
-            yield connection
+        yield engine
     except FAILURES as error:
         raise ControlUnavailable(
             f"{place_of(url)} cannot be used: {_remedied(driver_cause(error, url), url)}"

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
 )
 
 metadata = MetaData(
@@ -65,7 +66,7 @@ def _tenant_key() -> Column[str]:
 revisions = Table(
     "revisions",
     metadata,
-    Column("name", String(16), primary_key=True),  # one row, `edges`
+    Column("name", String(16), primary_key=True),  # `edges`, and the mark of the pepper
     Column("value", BigInteger, nullable=False),
 )
 
@@ -100,12 +101,23 @@ keys = Table(
     Column("successor", String(8)),  # id of the key that it was rotated into
     Column("limited_by", String(8)),  # origin of the key that set its limits; NULL: the operator, or there are none
     Column("last_used_ms", BigInteger),  # exact to about a minute
+    Column("is_session", Boolean, nullable=False, server_default=false()),  # of the console
     *_limits(),
     Column("created_ms", BigInteger, nullable=False),
     Column("expires_ms", BigInteger),
     Column("revoked_ms", BigInteger),
     Column("revision", BigInteger, nullable=False, index=True),
     Index(None, "tenant"),
+)
+
+logins = Table(  # passwords of the console, one for each tenant
+    "logins",
+    metadata,
+    _tenant_key(),
+    Column("password_hash", String(200)),  # of `PasswordHasher.hashed`; NULL: there is a code, and no password yet
+    Column("changed_ms", BigInteger, nullable=False),
+    Column("code_hash", String(64)),  # of a one-time code that sets a new password
+    Column("code_expires_ms", BigInteger),
 )
 
 audit = Table(  # one row for each act of an operator or a key, written with the act, never changed, removed by age
@@ -194,10 +206,17 @@ ledger = Table(  # one row for each request (`usage.UsageRecord`), inserted once
     Column("received_ms", BigInteger, nullable=False),
     Column("charged_cached_tokens", BigInteger, nullable=False, server_default="0"),  # of charged_prompt_tokens
     Column("cached_input_nanousd", BigInteger),  # copied from the price; NULL: an older row, which costs input_nanousd
+    Column("alias", String(200)),  # the alias that the request named, as `repo/alias`
+    Column("is_shadow", Boolean, nullable=False, server_default=false()),
+    Column("deployment", String(64)),  # name of the dedicated deployment; NULL: a shared one
+    Column("seconds", BigInteger),  # whole seconds of a replica, which the row bills; NULL: a row of tokens
+    Column("hourly_nanousd", BigInteger),  # price of an hour of a replica; NULL: a row of tokens
     Index(None, "tenant", "booked_ms"),
     Index(None, "booked_ms"),
     Index(None, "corrects"),
     Index(None, "edge"),
+    Index(None, "received_ms"),
+    Index(None, "adapter_owner", "alias", "booked_ms"),
 )
 
 invoice_rules = Table(  # rules of invoices, each with its first moment: see `invoices.InvoiceRule`
@@ -274,7 +293,39 @@ aliases = Table(
     metadata,
     Column("repository", BigInteger, ForeignKey("repositories.number"), primary_key=True),
     Column("name", String(64), primary_key=True),
+    Column("version", Integer, nullable=False),  # of several, the one with the largest share
+    Column("rule", Text),  # JSON of `rollouts.Rollout`; NULL: the alias stands for `version` alone
+    Column("history", Text),  # JSON of the rules before, the latest last; NULL: none
+)
+
+evaluations = Table(  # the questions of a repository, which decide on promotions
+    "evaluations",
+    metadata,
+    Column("repository", BigInteger, ForeignKey("repositories.number"), primary_key=True),
+    Column("metric", String(16), nullable=False),
+    Column("questions", Text, nullable=False),  # JSON lines
+    Column("guards", Text, nullable=False),  # JSON list of aliases
+    Column("max_tokens", Integer, nullable=False),
+)
+
+promotions = Table(
+    "promotions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    _tenant(),
+    Column("repo", String(128), nullable=False),
+    Column("alias", String(64), nullable=False),
     Column("version", Integer, nullable=False),
+    Column("current", Integer),  # NULL: no version had the alias
+    Column("state", String(16), nullable=False, index=True),
+    Column("reason", Text, nullable=False),
+    Column("batch", String(64), nullable=False),
+    Column("report", Text),  # JSON
+    Column("is_forced", Boolean, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("ended_ms", BigInteger),
+    Column("evaluation", Text, nullable=False),  # JSON of metric and questions until the end, empty then
+    Index(None, "tenant", "repo", "created_ms"),
 )
 
 shares = Table(
@@ -303,7 +354,49 @@ deployments = Table(
     Column("created_ms", BigInteger, nullable=False),
     Column("updated_ms", BigInteger, nullable=False),
     Column("deleted_ms", BigInteger),
+    Column("detail", Text, nullable=False, server_default=""),  # why it is in that state
+    Column("failures", Integer, nullable=False, server_default="0"),  # starts that failed one after the other
+    Column("retry_ms", BigInteger, nullable=False, server_default="0"),  # no start before this moment
+    Column("used_ms", BigInteger, nullable=False, server_default="0"),  # last request; 0: none
+    Column("replica_bytes", BigInteger, nullable=False, server_default="0"),  # memory of one replica; 0: not planned
+    Column("revision", BigInteger, nullable=False, server_default="0", index=True),
+    Column("key", String(8)),  # id of the key whose budgets count its seconds; NULL: none does
     UniqueConstraint("tenant", "name"),
+)
+
+placements = Table(  # one row for each start of a replica of a deployment, kept after its end: its bill
+    "placements",
+    metadata,
+    _number(),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("deployment", BigInteger, ForeignKey("deployments.number"), nullable=False),
+    _tenant(),
+    Column("name", String(128), nullable=False),  # of the deployment, for the bill
+    Column("base", String(200), nullable=False),
+    Column("slot", Integer, nullable=False),  # from 0 on; a live replica has it alone
+    Column("placer", String(64), nullable=False),  # id of the placer that runs it
+    Column("state", String(16), nullable=False),  # starting, ready, draining, ended
+    Column("form", String(16), nullable=False),  # digest of the settings that it was started with
+    Column("url", Text, nullable=False),
+    Column("hourly_nanousd", BigInteger, nullable=False),  # price in force
+    Column("begun_ms", BigInteger, nullable=False),
+    Column("since_ms", BigInteger, nullable=False),  # moment of the last change of its state
+    Column("seen_ms", BigInteger, nullable=False),  # last moment at which its process was seen
+    Column("ready_ms", BigInteger),  # billed from here; NULL: it never was ready
+    Column("left_ms", BigInteger),  # billed up to here; NULL: it is ready
+    Column("ended_ms", BigInteger),  # NULL: its process may run
+    Column("billed_s", BigInteger),  # first second, since 1970, that no row of the ledger bills
+    Column("reason", Text, nullable=False),
+    Column("has_failed", Boolean, nullable=False, server_default=false()),  # its process ended unasked
+    Index(
+        "ix_placements_live",
+        "deployment",
+        "slot",
+        unique=True,
+        sqlite_where=text("ended_ms IS NULL"),
+        postgresql_where=text("ended_ms IS NULL"),
+    ),
+    Index(None, "tenant"),
 )
 
 stored = Table(  # files and responses of tenants; the bytes lie in the folder of blobs

@@ -9,10 +9,15 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from manylora.control.budgets.budgets import PREFIX, Budget, get_budget, list_budgets, spent_of
+from manylora.control.budgets.spending import tell_stop
 from manylora.control.calendar import month_of
 from manylora.control.control import Control
+from manylora.control.storage.budget_tables import budget_spending
+from manylora.control.storage.locks import lock_tenants
 from manylora.control.storage.tables import credits, keys, leases, spending, tenants
 from manylora.control.tenants.tenants import get_tenant, is_unlimited
+from manylora.control.wallet.wallet import GrantTerms, Wallet, expired_of, unswept_tenants
 from manylora.errors import InvalidParameter, ResourceNotFound
 from manylora.ids import TenantId
 from manylora.tenancy import Lease
@@ -21,6 +26,10 @@ MOST_NANOUSD = 10**17
 """Limit of one grant: $100,000,000, so that sums stay far below 2**63."""
 UNLIMITED_NANOUSD = 2**53
 """Lease of a tenant that needs no credit."""
+
+
+MOST_SWEPT = 500
+"""Limit of the wallets that one round of the janitor sweeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,26 +52,39 @@ class GrantPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """The balance of a tenant: its grants, the charges of the ledger, and the leases of edges."""
+    """The balance of a tenant: its grants, the charges of the ledger, what expired, and the leases of edges."""
 
     granted_nanousd: int
     charged_nanousd: int
     leased_nanousd: int
     spent_this_month_nanousd: int
+    expired_nanousd: int = 0
 
     @property
     def left_nanousd(self) -> int:
         """Return the remaining credit; negative where running requests cost more than was left."""
-        return self.granted_nanousd - self.charged_nanousd
+        return self.granted_nanousd - self.charged_nanousd - self.expired_nanousd
 
 
 async def grant_credit(
-    connection: AsyncConnection, tenant: str, nanousd: int, *, grant_id: str, reason: str, now_ms: int
+    connection: AsyncConnection,
+    tenant: str,
+    nanousd: int,
+    *,
+    grant_id: str,
+    reason: str,
+    now_ms: int,
+    terms: GrantTerms | None = None,
+    document: str | None = None,
 ) -> bool:
-    """Add an amount to a tenant's credit, or subtract a negative one. Return False for a known `grant_id`."""
+    """Add an amount to a tenant's credit, or subtract a negative one. Return False for a known `grant_id`.
+
+    Args:  terms     of an amount above zero; None: `GrantTerms()`
+           document  the final invoice whose debts it covers before all others; None: the oldest come first
+    """
     await get_tenant(connection, tenant)
     # The lock makes grants of one tenant run one after the other, so that a repeated id is found.
-    await connection.execute(select(tenants.c.id).where(tenants.c.id == tenant).with_for_update())
+    await lock_tenants(connection, [tenant])
     if not -MOST_NANOUSD <= nanousd <= MOST_NANOUSD:
         raise InvalidParameter(f"`nanousd` must be within ±{MOST_NANOUSD}. Given: {nanousd}", parameter="nanousd")
     known = (await connection.execute(select(credits).where(credits.c.id == grant_id))).one_or_none()
@@ -70,8 +92,16 @@ async def grant_credit(
         if (known.tenant, known.nanousd) != (tenant, nanousd):
             raise InvalidParameter(f"`id` `{grant_id[:80]}` is another grant's", parameter="id")
         return False
+    terms = terms or GrantTerms()
+    terms.check(now_ms)
     row = {"id": grant_id, "tenant": tenant, "nanousd": nanousd, "reason": reason, "created_ms": now_ms}
     await connection.execute(insert(credits).values(row))
+    wallet = await Wallet.opened(connection, tenant, now_ms)
+    if nanousd > 0:
+        await wallet.grant(grant_id, nanousd, reason, terms, document)
+    elif nanousd and not is_unlimited(tenant):
+        wallet.book.withdraw(-nanousd, now_ms, grant_id)
+    await wallet.save()
     return True
 
 
@@ -97,13 +127,15 @@ async def balance_of(connection: AsyncConnection, tenant: str, now_ms: int) -> B
         charged_nanousd=int((await connection.execute(charged)).scalar_one()),
         leased_nanousd=await _leased(connection, tenant, now_ms),
         spent_this_month_nanousd=int((await connection.execute(this_month)).scalar_one()),
+        expired_nanousd=await expired_of(connection, tenant, now_ms),
     )
 
 
 async def lease_credit(control: Control, edge: str, tenant: str, nanousd: int, key: str = "") -> Lease:
     """Lease up to `nanousd` more to an edge, and prolong its lease. See `Lease`.
 
-    Args:    key  empty: a lease of the tenant's credit; else of the monthly budget of that key, an origin
+    Args:    key  empty: a lease of the tenant's credit; else of the monthly budget of that key, an origin, or of the
+                  budget of that id
     Raises:  `ResourceNotFound` for an unknown tenant or key, `InvalidParameter` for a negative amount
     """
     if nanousd < 0:
@@ -111,27 +143,44 @@ async def lease_credit(control: Control, edge: str, tenant: str, nanousd: int, k
     now_ms = control.now_ms()
     expires_ms = now_ms + int(1000 * control.config.control.lease_s)
     if is_unlimited(tenant) and not key:
-        return Lease(tenant=TenantId(tenant), granted_nanousd=UNLIMITED_NANOUSD, expires_ms=expires_ms)
+        return Lease(tenant=TenantId(tenant), granted_nanousd=UNLIMITED_NANOUSD, expires_ms=expires_ms, now_ms=now_ms)
     async with control.database.write() as connection:
         # The lock makes leases of one tenant run one after the other: each reads the rest and reduces it.
-        locked = select(tenants.c.monthly_budget_nanousd).where(tenants.c.id == tenant).with_for_update()
-        found = (await connection.execute(locked)).one_or_none()
+        await lock_tenants(connection, [tenant])
+        asked = select(tenants.c.monthly_budget_nanousd).where(tenants.c.id == tenant)
+        found = (await connection.execute(asked)).one_or_none()
         if found is None:
             raise ResourceNotFound(f"there is no tenant `{tenant[:80]}`")
-        if key:
+        budget: Budget | None = None
+        if key.startswith(PREFIX):
+            budget = await get_budget(connection, key, tenant)
+            room, reason = await _room_of_budget(connection, budget, now_ms), "budget"
+        elif key:
             room, reason = await _room_of_key(connection, tenant, key, now_ms), "budget"
         else:
             room, reason = await _room_of_tenant(connection, tenant, found.monthly_budget_nanousd, now_ms)
-        holder = _LeaseHolder(edge, tenant, key)
+            for each in await list_budgets(connection, tenant):
+                if each.is_hard and each.facts.key is None and each.facts.adapter is None:
+                    in_budget = await _room_of_budget(connection, each, now_ms)
+                    room, reason, budget = (in_budget, "budget", each) if in_budget < room else (room, reason, budget)
+        holder, wallet = _LeaseHolder(edge, tenant, key), await Wallet.opened(connection, tenant, now_ms)
         extra = min(nanousd, room)
         if extra < 0:  # leases exceed the rest, as after a lowered budget: reduce the unspent part
             extra = -min(-extra, await _unspent(connection, holder, now_ms))
         granted = await _prolong(connection, holder, extra, now_ms, expires_ms)
+        if not key:
+            wallet.book.hold(edge, max(0, granted - await _spent(connection, holder)), now_ms)
+        await wallet.save()
+        is_bounded = extra < nanousd or (not nanousd and room <= 0)
+        if budget is not None and nanousd and extra <= 0:
+            await tell_stop(control.database, connection, budget, now_ms)
     return Lease(
         tenant=TenantId(tenant),
         granted_nanousd=granted,
         expires_ms=expires_ms,
-        reason=reason if extra < nanousd or (not nanousd and room <= 0) else "",
+        reason=reason if is_bounded else "",
+        now_ms=now_ms,
+        told=budget.told(now_ms) if budget is not None and is_bounded else "",
     )
 
 
@@ -139,6 +188,18 @@ async def give_back_leases(control: Control, edge: str) -> None:
     """End every lease of an edge."""
     async with control.database.write() as connection:
         await connection.execute(delete(leases).where(leases.c.edge == edge))
+
+
+async def sweep_wallets(control: Control, limit: int = MOST_SWEPT) -> int:
+    """Book the ends of grants and of leases that no request has booked yet. Return the number of wallets."""
+    now_ms = control.now_ms()
+    async with control.database.read() as connection:
+        due = await unswept_tenants(connection, now_ms, limit)
+    for tenant in due:
+        async with control.database.write() as connection:
+            await lock_tenants(connection, [tenant])
+            await (await Wallet.opened(connection, tenant, now_ms)).save()
+    return len(due)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +239,16 @@ async def _room_of_key(connection: AsyncConnection, tenant: str, origin: str, no
     )
     this_month = int((await connection.execute(spent)).scalar_one())
     return int(found.monthly_budget_nanousd) - this_month - await _leased(connection, tenant, now_ms, origin)
+
+
+async def _room_of_budget(connection: AsyncConnection, budget: Budget, now_ms: int) -> int:
+    """Return the rest of a budget in its present period: neither spent nor leased.
+
+    A budget of a whole tenant has no leases of its own: those of the credit count.
+    """
+    is_whole = budget.facts.key is None and budget.facts.adapter is None
+    leased = await _leased(connection, budget.tenant, now_ms, "" if is_whole else budget.facts.id)
+    return budget.limit_nanousd - await spent_of(connection, budget, budget.period_at(now_ms)) - leased
 
 
 def _is_of(origin: str) -> ColumnElement[bool]:
@@ -222,6 +293,11 @@ async def _unspent(connection: AsyncConnection, holder: _LeaseHolder, now_ms: in
 
 
 async def _spent(connection: AsyncConnection, holder: _LeaseHolder) -> int:
+    if holder.key.startswith(PREFIX):
+        of_budget = select(func.coalesce(func.sum(budget_spending.c.cost_nanousd), 0)).where(
+            budget_spending.c.edge == holder.edge, budget_spending.c.budget == holder.key
+        )
+        return int((await connection.execute(of_budget)).scalar_one())
     asked = select(func.coalesce(func.sum(spending.c.cost_nanousd), 0)).where(
         spending.c.edge == holder.edge, spending.c.tenant == holder.tenant
     )

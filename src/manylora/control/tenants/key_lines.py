@@ -89,9 +89,10 @@ async def require_power(connection: AsyncConnection, caller: KeyId, key_id: str,
 def require_no_gain(own: Key, other: Key) -> None:
     """Require that a rotation gives the caller no more than its own key: the caller receives the new secret.
 
+    A session stands for a person with all rights of the tenant, and its end bounds no key.
     Raises `InsufficientPermissions`.
     """
-    if own.facts.id == other.facts.id:
+    if own.facts.id == other.facts.id or own.is_session:
         return
     if own.facts.limits != Limits() and own.facts.origin != other.facts.origin:
         raise InsufficientPermissions("a key with limits of its own takes over no other's: it would have both")

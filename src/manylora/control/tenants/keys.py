@@ -36,6 +36,7 @@ MAX_IN_GRACE = 3
 MAX_MADE_A_DAY = 1_000
 """Daily limits: keys made by a tenant's first keys, keys made by its made keys, rotations of one key."""
 DAY_MS = 86_400_000
+SESSION_NAME = "console session"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class Key:
     successor     the key it was rotated into
     limited_by    origin of the key that set its limits; None: the operator, or there are none
     last_used_ms  exact to about a minute; None: never
+    is_session    a session of the console: an end, no place in lists of keys, and no bound on the keys made in it
     """
 
     facts: KeyFacts
@@ -58,6 +60,7 @@ class Key:
     successor: KeyId | None = None
     limited_by: KeyId | None = None
     last_used_ms: int | None = None
+    is_session: bool = False
 
     def is_live(self, now_ms: int) -> bool:
         """Return whether the key is neither revoked nor expired."""
@@ -122,6 +125,15 @@ async def issue_key(
     return await _insert(connection, pepper, owner.id, values, now_ms=now_ms, name=name, revision=revision)
 
 
+async def issue_session(
+    connection: AsyncConnection, pepper: str, tenant: str, *, now_ms: int, scopes: Sequence[Scope], expires_ms: int
+) -> tuple[Key, str]:
+    """Create a session's key; return it with its whole text, which is stored nowhere. The limit of keys has no part."""
+    revision = await next_revision(connection)
+    values = {"scopes": " ".join(sorted(set(scopes))), "expires_ms": expires_ms, "is_session": True}
+    return await _insert(connection, pepper, tenant, values, now_ms=now_ms, name=SESSION_NAME, revision=revision)
+
+
 async def _insert(
     connection: AsyncConnection,
     pepper: str,
@@ -178,7 +190,7 @@ async def get_key(connection: AsyncConnection, key_id: str, tenant: str | None =
     row = (await connection.execute(select(keys).where(keys.c.id == key_id))).one_or_none()
     if row is None or tenant not in (None, row.tenant):
         raise ResourceNotFound(f"there is no key `{key_id[:80]}`")
-    return _key(row)
+    return key_of_row(row)
 
 
 async def live_key(connection: AsyncConnection, key_id: str, now_ms: int) -> Key:
@@ -196,15 +208,17 @@ async def live_key(connection: AsyncConnection, key_id: str, now_ms: int) -> Key
 async def list_keys(connection: AsyncConnection, tenant: str) -> list[Key]:
     """Return a tenant's keys, the oldest first, revoked ones included."""
     asked = select(keys).where(keys.c.tenant == tenant).order_by(keys.c.created_ms, keys.c.id)
-    return [_key(row) for row in (await connection.execute(asked)).all()]
+    return [key_of_row(row) for row in (await connection.execute(asked)).all()]
 
 
 async def keys_page(connection: AsyncConnection, tenant: str, *, limit: int, after: str = "") -> KeyPage:
     """Return at most `limit` of a tenant's keys after the key `after`, the oldest first, revoked ones included.
 
+    Sessions are no part of it.
     Raises `InvalidParameter` for a key that the tenant does not have.
     """
-    asked = select(keys).where(keys.c.tenant == tenant).order_by(keys.c.created_ms, keys.c.id).limit(limit + 1)
+    own = (keys.c.tenant == tenant) & keys.c.is_session.is_(False)
+    asked = select(keys).where(own).order_by(keys.c.created_ms, keys.c.id).limit(limit + 1)
     if after:
         made = select(keys.c.created_ms).where(keys.c.tenant == tenant, keys.c.id == after)
         created_ms = (await connection.execute(made)).scalar_one_or_none()
@@ -212,7 +226,7 @@ async def keys_page(connection: AsyncConnection, tenant: str, *, limit: int, aft
             raise InvalidParameter("`after` must be the `next` of the page before", parameter="after")
         is_later = (keys.c.created_ms == created_ms) & (keys.c.id > after)
         asked = asked.where((keys.c.created_ms > created_ms) | is_later)
-    found = [_key(row) for row in (await connection.execute(asked)).all()]
+    found = [key_of_row(row) for row in (await connection.execute(asked)).all()]
     return KeyPage(keys=found[:limit], following=found[limit - 1].facts.id if len(found) > limit else None)
 
 
@@ -268,6 +282,8 @@ async def rotate_key(
 async def _require_rotatable(connection: AsyncConnection, old: Key, now_ms: int) -> None:
     if old.revoked_ms is not None:
         raise InvalidParameter(f"key `{old.facts.id}` is revoked", parameter="id")
+    if old.is_session:
+        raise InvalidParameter(f"`{old.facts.id}` is a session, which is ended and not rotated", parameter="id")
     if old.successor is not None and (await get_key(connection, old.successor)).is_live(now_ms):
         raise InvalidParameter(
             f"key `{old.facts.id}` has been rotated into `{old.successor}`; rotate that one", parameter="id"
@@ -288,7 +304,7 @@ async def changed_keys(connection: AsyncConnection, since: int) -> tuple[KeyFact
     if since < 0:
         asked = asked.where(keys.c.revoked_ms.is_(None))
     rows = (await connection.execute(asked)).all()
-    return tuple(_key(row).facts for row in rows)
+    return tuple(key_of_row(row).facts for row in rows)
 
 
 def key_facts(key: Key) -> dict[str, object]:
@@ -308,7 +324,7 @@ def _lives(now_ms: int) -> ColumnElement[bool]:
 
 
 async def _require_room(connection: AsyncConnection, tenant: str, now_ms: int) -> None:
-    is_current = _lives(now_ms) & keys.c.successor.is_(None)
+    is_current = _lives(now_ms) & keys.c.successor.is_(None) & keys.c.is_session.is_(False)
     asked = select(func.count()).select_from(keys).where(keys.c.tenant == tenant, is_current)
     if (await connection.execute(asked)).scalar_one() >= MAX_LIVE_KEYS:
         raise InvalidParameter(f"tenant `{tenant}` has {MAX_LIVE_KEYS} keys, as many as it may; revoke one first")
@@ -336,7 +352,8 @@ async def _require_pace(connection: AsyncConnection, of: ColumnElement[bool], no
         )
 
 
-def _key(row: Row[tuple[object, ...]]) -> Key:
+def key_of_row(row: Row[tuple[object, ...]]) -> Key:
+    """Return the key of a row of the table `keys`."""
     granted = tuple(row.scopes.split())
     facts = KeyFacts(
         id=KeyId(row.id),
@@ -359,4 +376,5 @@ def _key(row: Row[tuple[object, ...]]) -> Key:
         successor=row.successor,
         limited_by=row.limited_by,
         last_used_ms=row.last_used_ms,
+        is_session=row.is_session,
     )

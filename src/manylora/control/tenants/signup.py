@@ -1,23 +1,24 @@
 """Sign-up of a tenant: its row, its first credit and its first key, in one transaction."""
 
-import ipaddress
-from collections import OrderedDict
-
 from manylora.clock import Clock
 from manylora.config.settings import plan_weight, signup_limits
+from manylora.control.calendar import DAY_MS
 from manylora.control.control import Control
+from manylora.control.tenants.attempts import Attempts, counted_address
 from manylora.control.tenants.audit import Actor, record
 from manylora.control.tenants.credit import grant_credit
 from manylora.control.tenants.keys import Key, issue_key, key_facts
 from manylora.control.tenants.limits import unknown_bases
+from manylora.control.tenants.logins import store_password
 from manylora.control.tenants.tenants import DEFAULT_PLAN, Tenant, create_tenant
+from manylora.control.wallet.book import GrantKind
+from manylora.control.wallet.wallet import GrantTerms
 from manylora.errors import RequestRateExceeded, SignupClosed
 from manylora.tenancy import CUSTOMER_SCOPES, Limits
 
 SIGNUPS_PER_HOUR = 5
 """Limit for one address."""
 HOUR_S = 3600.0
-MAX_ADDRESSES = 10_000
 
 
 async def open_account(
@@ -31,30 +32,47 @@ async def open_account(
     weight: int | None = None,
     limits: Limits | None = None,
     credit_nanousd: int | None = None,
+    password_hash: str | None = None,
 ) -> tuple[Tenant, Key, str]:
     """Create a tenant with its first credit and its first key; return tenant, key, and the key's whole text.
 
     weight          None: what `control.plan_weights` gives the plan, or 1
     credit_nanousd  None: what `control.signup_credit_nanousd` gives
+    password_hash   of its login, from `PasswordHasher.hashed`; None: it gets none
     """
     credit = control.config.control.signup_credit_nanousd if credit_nanousd is None else credit_nanousd
     if weight is None:
         weight = plan_weight(control.config, plan) or 1
     now_ms = control.now_ms()
+    terms = GrantTerms() if credit_nanousd is not None else signup_terms(control, now_ms)
     async with control.database.write() as connection:
         tenant = await create_tenant(
             connection, code, now_ms=now_ms, name=name, email=email, plan=plan, weight=weight, limits=limits
         )
         await grant_credit(
-            connection, tenant.id, credit, grant_id=f"signup-{tenant.uuid}", reason="sign-up", now_ms=now_ms
+            connection,
+            tenant.id,
+            credit,
+            grant_id=f"signup-{tenant.uuid}",
+            reason="sign-up",
+            now_ms=now_ms,
+            terms=terms,
         )
         key, text = await issue_key(
             connection, control.pepper, tenant.id, now_ms=now_ms, scopes=CUSTOMER_SCOPES, name="first key"
         )
+        if password_hash is not None:
+            await store_password(connection, tenant.id, password_hash, now_ms=now_ms)
         facts = {"plan": plan, "weight": weight, "limits": tenant.facts.limits, "credit_nanousd": credit}
         await record(connection, actor, "create", "tenant", tenant.id, tenant=tenant.id, after=facts)
         await record(connection, actor, "create", "key", key.facts.id, tenant=tenant.id, after=key_facts(key))
     return tenant, key, text
+
+
+def signup_terms(control: Control, now_ms: int) -> GrantTerms:
+    """Return the terms of the credit that a sign-up gives: it is free, and ends after `control.signup_credit_days`."""
+    days = control.config.control.signup_credit_days
+    return GrantTerms(kind=GrantKind.FREE, expires_ms=now_ms + days * DAY_MS if days else None)
 
 
 async def unknown_signup_bases(control: Control) -> list[str]:
@@ -71,33 +89,16 @@ class SignupLimiter:
     """Limits sign-ups without the operator: `control.signup_open` permits them, `SIGNUPS_PER_HOUR` bounds them."""
 
     def __init__(self, clock: Clock, *, is_open: bool) -> None:
-        self._clock = clock
         self._is_open = is_open
-        self._seen: OrderedDict[str, list[float]] = OrderedDict()  # address → moments of the last hour
+        self._attempts = Attempts(clock, most=SIGNUPS_PER_HOUR, window_s=HOUR_S)
 
     def count(self, address: str) -> None:
         """Count a sign-up. Raise `SignupClosed`, or `RequestRateExceeded` with the time to wait."""
         if not self._is_open:
             raise SignupClosed("tenants of this server are made by its operator (control.signup_open is off)")
-        now_s, address = self._clock.monotonic_s(), _counted(address)
-        recent = [moment for moment in self._seen.pop(address, []) if moment > now_s - HOUR_S]
-        if len(recent) >= SIGNUPS_PER_HOUR:
-            self._seen[address] = recent
+        subject = counted_address(address)
+        if wait_s := self._attempts.wait_s(subject):
             raise RequestRateExceeded(
-                f"Rate limit exceeded: {SIGNUPS_PER_HOUR} sign-ups an hour from one address",
-                wait_s=recent[0] + HOUR_S - now_s,
+                f"Rate limit exceeded: {SIGNUPS_PER_HOUR} sign-ups an hour from one address", wait_s=wait_s
             )
-        self._seen[address] = [*recent, now_s]
-        while len(self._seen) > MAX_ADDRESSES:
-            self._seen.popitem(last=False)
-
-
-def _counted(address: str) -> str:
-    """Return the address that counts as one caller: the /64 network of an IPv6 address, which has one holder."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
+        self._attempts.count(subject)

@@ -3,12 +3,13 @@
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from manylora.control.budgets.budgets import hard_budgets
 from manylora.control.storage.revisions import next_revision
 from manylora.control.storage.tables import tenants
 from manylora.control.tenants.limits import columns_of, limits_of
@@ -48,6 +49,16 @@ def is_tenant_name(code: str) -> bool:
     return _CODE.fullmatch(code) is not None
 
 
+def check_tenant_code(code: str) -> None:
+    """Raise `InvalidParameter` for a text that no new tenant can have as its code."""
+    if not is_tenant_name(code) or code.lower() in RESERVED:
+        raise InvalidParameter(
+            f"`id` must be 1 to 64 letters, digits, `-` or `_`, begin with a letter or digit, and be no word that "
+            f"paths of this server begin with. Given: {code[:80]!r}",
+            parameter="id",
+        )
+
+
 async def create_tenant(
     connection: AsyncConnection,
     code: str,
@@ -59,16 +70,17 @@ async def create_tenant(
     weight: int = 1,
     limits: Limits | None = None,
 ) -> Tenant:
-    """Create a tenant. Raise `InvalidParameter` for an invalid code, `NameTaken` for one that was given before."""
-    if not is_tenant_name(code) or code.lower() in RESERVED:
-        raise InvalidParameter(
-            f"`id` must be 1 to 64 letters, digits, `-` or `_`, begin with a letter or digit, and be no word that "
-            f"paths of this server begin with. Given: {code[:80]!r}",
-            parameter="id",
-        )
+    """Create a tenant. Raise as `require_free`."""
+    await require_free(connection, code)
     return await insert_tenant(
         connection, code, now_ms=now_ms, name=name, email=email, plan=plan, weight=weight, limits=limits
     )
+
+
+async def require_free(connection: AsyncConnection, code: str) -> None:
+    """Raise `InvalidParameter` for an invalid code of a tenant, `NameTaken` for one that was given before."""
+    check_tenant_code(code)
+    await _require_unused(connection, code)
 
 
 async def insert_tenant(
@@ -86,9 +98,7 @@ async def insert_tenant(
     """Create a tenant, also under a reserved code. Raise as `create_tenant`."""
     revision = await next_revision(connection)  # from here on no other transaction makes a tenant
     number = (await connection.execute(select(func.coalesce(func.max(tenants.c.number), 0)))).scalar_one() + 1
-    taken = select(tenants.c.id).where(func.lower(tenants.c.id) == code.lower())
-    if (await connection.execute(taken)).first() is not None:
-        raise NameTaken(f"a tenant `{code}` is there already", parameter="id")
+    await _require_unused(connection, code)
     values = {
         "id": code,
         "number": number,
@@ -107,6 +117,12 @@ async def insert_tenant(
     except IntegrityError as error:
         raise NameTaken(f"a tenant `{code}` is there already", parameter="id") from error
     return await get_tenant(connection, code)
+
+
+async def _require_unused(connection: AsyncConnection, code: str) -> None:
+    taken = select(tenants.c.id).where(func.lower(tenants.c.id) == code.lower())
+    if (await connection.execute(taken)).first() is not None:
+        raise NameTaken(f"a tenant `{code}` is there already", parameter="id")
 
 
 async def get_tenant(connection: AsyncConnection, code: str) -> Tenant:
@@ -158,7 +174,9 @@ async def set_terms(
 async def changed_tenants(connection: AsyncConnection, since: int) -> tuple[TenantFacts, ...]:
     """Return the facts of tenants that were changed after a revision, for edges."""
     asked = select(tenants).where(tenants.c.revision > since)
-    return tuple(_tenant(row).facts for row in (await connection.execute(asked)).all())
+    rows = (await connection.execute(asked)).all()
+    stopping = await hard_budgets(connection, [row.id for row in rows])
+    return tuple(replace(_tenant(row).facts, budgets=stopping.get(row.id, ())) for row in rows)
 
 
 async def _change(connection: AsyncConnection, code: str, values: Mapping[str, object]) -> Tenant:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from manylora.errors import NEWER_REMEDY, DataTooNew, UsageUnrecorded
+from manylora.system.disk import sync_folder
 
 HEADER = struct.Struct("<II")
 LARGEST_ENTRY = 1 << 28
@@ -77,6 +78,13 @@ class FramedFile:
     def sync(self) -> None:
         """Wait until all appended entries are on the disk."""
         os.fsync(self._descriptor)
+
+    def rename(self, path: Path) -> None:
+        """Give the file its final name once its entries are on the disk. Raises `OSError`."""
+        self.sync()
+        self.path.replace(path)
+        self.path = path
+        sync_folder(path.parent)
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from manylora import __version__
 from manylora.charging import CUTS
 from manylora.engine.request import Request
 from manylora.ids import PROBE_FLOW, RequestId
-from manylora.server.engine_client.messages import StepFrame
+from manylora.server.engine_client.messages import StepFrame, UndeliveredCount
 from manylora.server.metering.append_log import FramedFile, newer_usage, read_entries, unrecorded
 from manylora.server.metering.counted import Counted
 
@@ -29,9 +29,12 @@ log = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20
 KEPT_PARTS = 2
+MOST_LINKS = 4096
+"""Largest number of links of a fleet, the latest ones, whose last frames a journal keeps."""
 _PART = re.compile(r"delivered-([0-9a-f]+)-([0-9]{6})\.journal")
 
 Ended = tuple[int, int, int, int, int, str]
+Adopt = Callable[[Sequence[UndeliveredCount]], Awaitable[None]]
 
 
 class Delivery(msgspec.Struct, frozen=True, array_like=True):
@@ -41,12 +44,14 @@ class Delivery(msgspec.Struct, frozen=True, array_like=True):
     tokens  index of the request of each received token
     cached  (index, cached prompt tokens) of requests with their first token in this frame
     ended   (index, prompt tokens, cached tokens, completion tokens, prompt positions computed, reason)
+    links   (name, number of the last frame) of links of a fleet
     """
 
     opened: list[tuple[int, str, int, int]]
     tokens: list[int] = []
     cached: list[tuple[int, int]] = []
     ended: list[Ended] = []
+    links: list[tuple[str, int]] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -70,9 +75,25 @@ class DeliveryJournal:
     While it cannot be written, the edge serves no request of that engine, so that it counts all tokens.
     """
 
-    def __init__(self, folder: Path, edge: str, *, keeps_parts: bool = False) -> None:
-        """Begin the first part. `begin` reports a failure of the disk."""
+    def __init__(
+        self,
+        folder: Path,
+        edge: str,
+        *,
+        keeps_parts: bool = False,
+        recorded: Mapping[str, int] | None = None,
+        adopt: Adopt | None = None,
+    ) -> None:
+        """Begin the first part. `begin` reports a failure of the disk.
+
+        Args:  recorded  the number of the last frame of each link of a fleet in the journals of earlier edges
+               adopt     records counts without an edge; None: there is no fleet
+        """
         self.edge = edge
+        self.recorded = dict(list((recorded or {}).items())[-MOST_LINKS:])
+        self._adopt = adopt
+        self._links: dict[str, int] = {}  # those of `recorded` that are in this journal
+        self._sole: set[str] = set()  # links without links before them
         self._folder = folder
         self._keeps_parts = keeps_parts
         self._part = -1
@@ -126,6 +147,17 @@ class DeliveryJournal:
             self._note_failure(error)
             raise unrecorded(error) from error
 
+    def note_link(self, link: str) -> None:
+        """Write down that frames of a link may come. Without the entry, its counts wait for `fleet.edge_gone_s`."""
+        self._keep_link(link, 0)
+        with contextlib.suppress(OSError):
+            self._writable().append(_encode(Delivery([], links=[(link, 0)])))
+
+    async def adopt(self, counts: Sequence[UndeliveredCount]) -> None:
+        """Record counts of a fleet that have no edge. Raises `UsageUnrecorded`."""
+        if self._adopt is not None:
+            await self._adopt(counts)
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -155,7 +187,32 @@ class DeliveryJournal:
                 known[index].end = (index, *tokens, end.reason.value)
                 ended.append((index, *tokens, end.reason.value))
         if opened or counts or ended:
-            file.append(_encode(Delivery(opened, list(counts.elements()), cached, ended)))
+            links = [(frame.link, frame.number)] if frame.link else []
+            file.append(_encode(Delivery(opened, list(counts.elements()), cached, ended, links)))
+        if frame.link:
+            self._keep_link(frame.link, frame.number)
+            if counts and frame.link not in self._sole:
+                self._drop_links_before(frame.link)
+
+    def _keep_link(self, link: str, number: int) -> None:
+        """Note the last frame of a link, the latest of all, and drop those that are too many."""
+        for links in (self.recorded, self._links):
+            links.pop(link, None)
+            links[link] = number
+            while len(links) > MOST_LINKS:
+                del links[next(iter(links))]
+
+    def _drop_links_before(self, link: str) -> None:
+        """Forget the links of this edge to the same start of a host before a link with counts.
+
+        Before the host sends tokens it writes down, in the same entry, what this edge has recorded on them.
+        """
+        beginning = link.rpartition("-")[0]
+        for links in (self.recorded, self._links):
+            for name in tuple(links):
+                if name == beginning or (name.startswith(f"{beginning}-") and name != link):
+                    del links[name]
+        self._sole = {link, *(self._sole & self._links.keys())}
 
     def _writable(self) -> FramedFile:
         """Return the part to append to. Raises `OSError` if there is none and a new one cannot be opened."""
@@ -190,11 +247,11 @@ class DeliveryJournal:
         path = part_path(self._folder, self.edge, self._part + 1)
         file = FramedFile(path)
         try:
-            if self._unsettled:
+            if self._unsettled or self._links:
                 known = self._unsettled
                 cached = [(index, each.cached_tokens) for index, each in known.items() if each.cached_tokens]
                 ended = [each.end for each in known.values() if each.end is not None]
-                file.append(_encode(Delivery(self._opened(known), [], cached, ended)))
+                file.append(_encode(Delivery(self._opened(known), [], cached, ended, list(self._links.items()))))
         except OSError:
             file.close()
             with contextlib.suppress(OSError):
@@ -230,6 +287,11 @@ def read_journal(folder: Path, edge: str) -> dict[RequestId, Counted]:
             for ended in entry.ended:
                 _note_end(found[ids[ended[0]]], ended)
     return found
+
+
+def links_in(folder: Path, edge: str) -> dict[str, int]:
+    """Return the number of the last frame of each link of a fleet in one edge's journal. Raises as `read_journal`."""
+    return {link: number for path in parts_of(folder, edge) for entry in _entries(path) for link, number in entry.links}
 
 
 def _note_end(counted: Counted, ended: Ended) -> None:

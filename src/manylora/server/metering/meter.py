@@ -19,19 +19,22 @@ from manylora.charging import Charge, SequenceUse, charge_of
 from manylora.clock import Clock
 from manylora.engine.events import Finished, FinishReason
 from manylora.engine.request import Request
-from manylora.errors import ConfigInvalid, ManyloraError, RequestRejected, UsageUnrecorded
+from manylora.errors import ConfigInvalid, ControlUnavailable, ManyloraError, RequestRejected, UsageUnrecorded
 from manylora.ids import KeyId, RequestId, TenantId, mint_usage_id
 from manylora.server.access.control_client import ControlClient
+from manylora.server.engine_client.messages import UndeliveredCount
 from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.metering.journal import DeliveryJournal
-from manylora.server.metering.records import Timings, record_of
-from manylora.server.metering.recovery import lost_requests, remove_journals
+from manylora.server.metering.records import Timings, charged, record_of, undelivered_record
+from manylora.server.metering.recovery import lost_requests, recorded_links, remove_journals
+from manylora.server.metering.sent_mark import mark_sent, unmark_sent
 from manylora.server.metering.spool import Opened, Spool, hold_folders, segments_in
 from manylora.stored.files import KeptQuestion
 
 log = logging.getLogger(__name__)
 
 SHIPMENT = 500
+"""Largest number of records in a shipment."""
 LONGEST_BACKOFF_S = 10.0
 DRAIN_S = 5.0
 
@@ -41,12 +44,16 @@ class Payer:
     """The tenant, the key and the HTTP request of some usage.
 
     is_batch  a line of a batch. Its record waits for `Meter.release`, so that no record is older than the line's result
+    alias     the alias that the request named; None: none, or several
+    is_shadow  a version that runs beside the one that answers
     """
 
     tenant: TenantId
     key: KeyId | None
     request_id: str
     is_batch: bool = False
+    alias: str | None = None
+    is_shadow: bool = False
 
 
 class MeteredRequest(Protocol):
@@ -80,9 +87,18 @@ class Meter:
     """The meter of one edge. All methods belong to its event loop."""
 
     def __init__(
-        self, root: Path, *, clock: Clock, ship_s: float, durable_wait_s: float = 10.0, keeps_journals: bool = False
+        self,
+        root: Path,
+        *,
+        clock: Clock,
+        ship_s: float,
+        durable_wait_s: float = 10.0,
+        keeps_journals: bool = False,
+        deployment: str | None = None,
     ) -> None:
         """Lock a folder below `root` and read the files of earlier edges.
+
+        Args:  deployment  name of the dedicated deployment whose replica this edge is; None: it is none
 
         Raises `ConfigInvalid`, `DataTooNew`. The files of earlier edges change only in `recovered`.
         """
@@ -93,10 +109,14 @@ class Meter:
         self._ship_s = ship_s
         self._durable_wait_s = durable_wait_s
         self._keeps_journals = keeps_journals
+        self._deployment = deployment
+        for folder in self._held:
+            unmark_sent(folder.path)
         left = [(folder.path, edge, path) for folder in self._held for edge, path in segments_in(folder.path)]
         self._lost_edges = {edge for _, edge, _ in left}
         try:
             self._lost = lost_requests(left)
+            self._recorded = recorded_links([folder.path for folder in self._held])
             self._spool = Spool(self.folder, self.edge, keeps_segments=keeps_journals)
         except OSError as error:
             self._release_folders()
@@ -104,11 +124,12 @@ class Meter:
         except BaseException:
             self._release_folders()
             raise
-        self.journal = DeliveryJournal(self.folder, self.edge, keeps_parts=keeps_journals)
+        self.journal = self._new_journal(self.edge)
         """The engine client writes each frame to the journal before it delivers the frame."""
         self._journals = {self.edge: self.journal}
         self._open: dict[RequestId, OpenUsage] = {}
         self._shipping: asyncio.Task[None] | None = None
+        self._shipment = SHIPMENT
         self._left = [path for _, _, path in left]
         self._is_recovered = False
 
@@ -120,7 +141,7 @@ class Meter:
     @property
     def lost_lines(self) -> list[KeptQuestion]:
         """The lines of batches that earlier edges left open, those of each tenant together."""
-        lost = [each.opened for each in self._lost if each.opened.is_batch]
+        lost = [each.opened for each in self._lost if each.opened.is_batch and not each.opened.is_shadow]
         questions = []
         for tenant in sorted({each.tenant for each in lost}):
             own = [each for each in lost if each.tenant == tenant]
@@ -157,9 +178,18 @@ class Meter:
 
         Engines do not share a journal, so that a failed write ends the requests of its own engine alone.
         """
-        journal = DeliveryJournal(self.folder, secrets.token_hex(8), keeps_parts=self._keeps_journals)
+        journal = self._new_journal(secrets.token_hex(8))
         self._journals[journal.edge] = journal
         return journal
+
+    def _new_journal(self, name: str) -> DeliveryJournal:
+        return DeliveryJournal(
+            self.folder, name, keeps_parts=self._keeps_journals, recorded=self._recorded, adopt=self._adopt
+        )
+
+    async def _adopt(self, counts: Sequence[UndeliveredCount]) -> None:
+        """Record counts of a fleet's engines that have no edge; return once they are on the disk."""
+        await asyncio.gather(*(self._spool.finish(undelivered_record(count, self.edge)) for count in counts))
 
     def start_shipping(self, client: ControlClient) -> None:
         self._shipping = asyncio.create_task(self._ship_on(client))
@@ -195,6 +225,9 @@ class Meter:
             life=journal or self.edge,
             requests=tuple((request.id, prompt, len(request.tokens)) for request, prompt in requests),
             is_batch=buyer.is_batch,
+            alias=buyer.alias,
+            is_shadow=buyer.is_shadow,
+            deployment=self._deployment,
         )
         self._spool.open(opened)
         usage = OpenUsage(opened, owner, {request.id for request, _ in requests}, is_held=buyer.is_batch)
@@ -267,12 +300,15 @@ class Meter:
         """
         await self._stop_shipping()
         unwritten = await self._spool.close()
-        with contextlib.suppress(TimeoutError, ManyloraError):
+        with contextlib.suppress(TimeoutError, ManyloraError, OSError):
             async with asyncio.timeout(DRAIN_S):
-                for begin in range(0, len(unwritten), SHIPMENT):
-                    await client.ship(unwritten[begin : begin + SHIPMENT])
+                for begin in range(0, len(unwritten), size := self._shipment):
+                    await client.ship(unwritten[begin : begin + size])
                 while await self.ship(client):
                     pass
+                if self._is_recovered and not self._open:
+                    for folder in self._held:
+                        mark_sent(folder.path)
                 await client.give_back(self.edge)
         self._release()
 
@@ -298,10 +334,19 @@ class Meter:
             folder.release()
 
     async def ship(self, client: ControlClient) -> int:
-        """Send one shipment and return its number of records. Raises the control plane's error."""
-        records, marks = self._spool.unshipped(SHIPMENT)
+        """Send one shipment and return its number of records. Raises the control plane's error.
+
+        The next shipment is half as large after a failure, and an eighth larger after a success. A control plane that
+        takes too long for a large shipment gets small ones, and few shipments fail at the size that is too large.
+        """
+        records, marks = self._spool.unshipped(self._shipment)
         if records:
-            await client.ship(records)
+            try:
+                await client.ship(records)
+            except ControlUnavailable:
+                self._shipment = max(1, len(records) // 2)
+                raise
+            self._shipment = min(SHIPMENT, self._shipment + max(1, self._shipment // 8))
         self._spool.shipped(marks)
         if not records and self._is_recovered:
             for edge in sorted(self._lost_edges):
@@ -314,7 +359,7 @@ class Meter:
         while True:
             try:
                 while await self.ship(client):
-                    pass
+                    wait_s = self._ship_s
                 wait_s = self._ship_s
             except ManyloraError as error:
                 wait_s = min(LONGEST_BACKOFF_S, 2 * wait_s)
@@ -330,7 +375,7 @@ class Meter:
             return
         opened = usage.opened
         uses = [usage.uses[request_id] for request_id, _, _ in opened.requests if request_id in usage.uses]
-        charge = charge_of(uses, is_streamed=opened.is_streamed)
+        charge = charged(opened, charge_of(uses, is_streamed=opened.is_streamed))
         record = record_of(opened, self.edge, uses, charge, usage.owner.timings())
         usage.settled = settled = self._spool.finish(record)
         settled.add_done_callback(partial(self._note_settled, opened))

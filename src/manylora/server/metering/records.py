@@ -1,16 +1,14 @@
 """The usage record of one HTTP request, from the ends of its sequences."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from manylora.charging import Charge, SequenceUse
+from manylora.server.engine_client.messages import UndeliveredCount
 from manylora.server.metering.spool import Opened
-from manylora.usage import UsageRecord
+from manylora.usage import FAILURES, UsageRecord
 
-WORST_FIRST = (
-    *("engine_failure", "edge_lost", "shutdown", "adapter_failure", "queue_timeout", "rejected", "incomplete"),
-    *("disconnect", "abort", "length", "stop_string", "stop_token", "end_of_sequence"),
-)
+WORST_FIRST = (*FAILURES, "disconnect", "abort", "length", "stop_string", "stop_token", "end_of_sequence")
 """Finish reasons in the order of precedence: a record has the first of those that the request's sequences have."""
 
 
@@ -29,8 +27,16 @@ class Timings:
 NO_TIMINGS = Timings()
 
 
+def charged(opened: Opened, charge: Charge) -> Charge:
+    """Return the charge of a request. A shadow's tokens are counted, and no tenant pays for them."""
+    if not opened.is_shadow:
+        return charge
+    return replace(charge, charged_prompt_tokens=0, charged_completion_tokens=0, charged_cached_tokens=0)
+
+
 def record_of(opened: Opened, edge: str, uses: Sequence[SequenceUse], charge: Charge, timings: Timings) -> UsageRecord:
     reasons = {use.reason for use in uses}
+    charge = charged(opened, charge)
     return UsageRecord(
         id=opened.id,
         tenant=opened.tenant,
@@ -57,4 +63,32 @@ def record_of(opened: Opened, edge: str, uses: Sequence[SequenceUse], charge: Ch
         first_token_ms=timings.first_token_ms,
         total_ms=timings.total_ms,
         is_batch=opened.is_batch,
+        alias=opened.alias,
+        is_shadow=opened.is_shadow,
+        deployment=opened.deployment,
+    )
+
+
+def undelivered_record(count: UndeliveredCount, edge: str) -> UsageRecord:
+    """Return the record of tokens that no edge has delivered: counted, and charged to no tenant."""
+    return UsageRecord(
+        id=count.id,
+        tenant=count.tenant,
+        key=None,
+        request_id=count.request_id,
+        edge=edge,
+        base=count.base,
+        adapter=count.adapter,
+        adapter_source=count.adapter_source,
+        adapter_owner=count.adapter_owner,
+        adapter_digest=None,
+        opened_ms=count.opened_ms,
+        prompt_tokens=0,
+        cached_tokens=0,
+        completion_tokens=count.tokens,
+        charged_prompt_tokens=0,
+        charged_completion_tokens=0,
+        charged_cached_tokens=0,
+        num_sequences=0,
+        finish_reason="edge_lost",
     )

@@ -78,6 +78,15 @@ def counts_in(folder: Path, name: str) -> dict[RequestId, Counted]:
     return journal.read_journal(folder, name) if journal.parts_of(folder, name) else read_engine_journal(folder, name)
 
 
+def recorded_links(folders: Sequence[Path]) -> dict[str, int]:
+    """Return the number of the last frame of each link of a fleet in the journals of folders. Raises `DataTooNew`."""
+    found: dict[str, int] = {}
+    for folder in folders:
+        for edge in journal.journals_in(folder):
+            found |= journal.links_in(folder, edge)
+    return found
+
+
 def remove_journals(folder: Path, *, but: Collection[str]) -> None:
     """Remove all journals in a folder but those of the names `but`."""
     for edge in journal.journals_in(folder):

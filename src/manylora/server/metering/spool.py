@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 8 << 20
 RETRY_S = 0.5
-FORMAT = 4
+FORMAT = 7
 """The format number of the entries in a folder's segments and journals.
 
 A version that writes another form raises the number and still reads the older forms. Older versions refuse its folders
@@ -59,6 +59,9 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
     life: str
     requests: tuple[tuple[RequestId, int, int], ...]
     is_batch: bool = False
+    alias: str | None = None
+    is_shadow: bool = False
+    deployment: str | None = None
 
 
 class Dropped(msgspec.Struct, frozen=True, tag=True):

@@ -1,0 +1,1 @@
+"""Verbs of money: wallets, budgets, webhooks, invoices with numbers, exports."""

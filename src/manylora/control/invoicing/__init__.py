@@ -1,0 +1,1 @@
+"""Invoices with numbers: drafts, final documents that never change, payments, and credit notes."""

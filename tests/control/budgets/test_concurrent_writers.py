@@ -1,0 +1,72 @@
+"""Writers at one time on PostgreSQL: what one counts, another one has written or finds."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, text
+
+from manylora.control import key_uses
+from manylora.control.billing import ledger as ledger_module
+from manylora.control.billing.ledger import insert_records
+from manylora.control.storage.database import migrate
+from manylora.control.storage.tables import ledger
+from manylora.control.webhooks.endpoints import MOST_WEBHOOKS
+from tests.conftest import long
+from tests.control.plane import Plane, in_plane, record
+from tests.control.postgres_server import PostgresServer
+
+WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+
+
+def on_postgres(server: PostgresServer, folder: Path, scenario: Any) -> None:
+    url = server.new_database()
+    migrate(url)
+    in_plane(url, folder, scenario)
+
+
+@pytest.mark.parametrize("_", long(0))
+def test_a_budget_counts_usage_that_is_written_while_it_is_made(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _: int
+) -> None:
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme", credit_nanousd=10**9)
+        body = {"name": "team", "limit_nanousd": 10**9}
+        making: list[asyncio.Task[Any]] = []
+        noted = key_uses.note_uses
+
+        async def begun(*arguments: Any) -> None:
+            """The last act of a shipment: a budget is made before it commits."""
+            await noted(*arguments)
+            making.append(asyncio.create_task(plane.call("POST", "/admin/tenants/acme/budgets", body)))
+            for _ in range(3_000):
+                async with plane.control.database.read() as connection:  # each sees the activity of its own begin
+                    if making[0].done() or (await connection.execute(WAITING)).scalar_one():
+                        return
+                await asyncio.sleep(0.01)
+
+        monkeypatch.setattr(ledger_module, "note_uses", begun)
+        await insert_records(plane.control, [record(1, opened_ms=plane.control.now_ms())])
+        made = await making[0]
+        assert made.status_code == 201, made.text
+        async with plane.control.database.read() as connection:
+            cost = int((await connection.execute(select(func.sum(ledger.c.cost_nanousd)))).scalar_one())
+        [budget] = (await plane.call("GET", "/admin/tenants/acme/budgets")).json()["budgets"]
+        assert budget["spent_nanousd"] == cost > 0
+
+    on_postgres(postgres, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("_", long(0))
+def test_makers_at_one_time_exceed_no_limit(postgres: PostgresServer, tmp_path: Path, _: int) -> None:
+    async def scenario(plane: Plane) -> None:
+        own = await plane.new_tenant("acme")
+        bodies = [{"url": f"https://hooks.example/{number}"} for number in range(3 * MOST_WEBHOOKS)]
+        made = await asyncio.gather(*(plane.call("POST", "/v1/account/webhooks", body, key=own) for body in bodies))
+        assert sorted(each.status_code for each in made) == [201] * MOST_WEBHOOKS + [400] * 2 * MOST_WEBHOOKS
+        budget = {"name": "team", "limit_nanousd": 1}
+        twice = [plane.call("POST", "/v1/account/budgets", budget, key=own) for _ in range(6)]
+        assert sorted(each.status_code for each in await asyncio.gather(*twice)) == [201, *[409] * 5]
+
+    on_postgres(postgres, tmp_path, scenario)
