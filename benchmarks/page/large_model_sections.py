@@ -24,6 +24,27 @@ def attention(record: Record, pictures: Path) -> str:
     return "\n".join([*lines, table(("a layer's chunk", "ms", "GFLOP/s"), chunks)] if chunks else lines)
 
 
+def long_context(record: Record, pictures: Path) -> str:
+    """Return the section: a long prompt beside streams, the engine's own work for it, and its logits."""
+    host, gaps, logits = record["host"], record["gaps"], record["logits"]
+    wait = gaps["longest_wait_steps"]
+    rows = [
+        ("steps of the prompt", gaps["steps"]),
+        ("most steps in a row in which a running stream has no token", wait),
+        ("a step, ms", f"{number(gaps['step_ms']['median'])} ({range_of(gaps['step_ms'])})"),
+        ("blocks of keys and values ÷ those that the positions need, at most", number(gaps["most_blocks_over_needed"])),
+        ("engine's own work of a step at 100,000 ÷ at 1,000 positions", number(host["ratio"]["median"])),
+        (
+            f"logits of {logits['rows']} rows at {logits['positions']:,} positions − transformers', at most",
+            f"{logits['largest_difference']:.1e}",
+        ),
+    ]
+    title = f"## A prompt of {record['tokens']:,} tokens beside running streams"
+    return "\n".join(
+        [title, "", source(record), "A small base with YaRN; the logits are float32's.", "", table(("", ""), rows)]
+    )
+
+
 def seven_billion(record: Record, pictures: Path) -> str:
     """Return the section: start, memory and speed of each server by the form of the weights."""
     rows = [
@@ -57,3 +78,26 @@ def seven_billion(record: Record, pictures: Path) -> str:
 
 def _servers(form: Record) -> list[tuple[str, Any]]:
     return list(form["servers"].items())
+
+
+def gaps(record: Record, pictures: Path) -> str:
+    """Return the section: the longest step beside a long prompt, and that prompt's speed, by the bound."""
+    rows = [
+        (
+            "none" if float(bound) >= 1000 else bound,
+            f"{found['gap']['median']:.1f} ({found['gap']['low']:.1f}–{found['gap']['high']:.1f})",
+            f"{found['prompt']['median']:.2f} ({found['prompt']['low']:.2f}–{found['prompt']['high']:.2f})",
+            number(found["longest_ms"]),
+            number(found["prompt_tokens_per_s"]),
+        )
+        for bound, found in record["results"].items()
+    ]
+    head = (
+        "engine.max_gap_steps",
+        "longest gap ÷ median alone",
+        "prompt's speed ÷ unbounded",
+        "longest, ms",
+        "tokens/s",
+    )
+    title = f"## {record['streams']} running streams beside a prompt of {record['prompt']:,} tokens"
+    return "\n".join([title, "", source(record), table(head, rows)])

@@ -8,6 +8,7 @@ Needs matplotlib: `pip install -e '.[bench]'`.
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from matplotlib import pyplot
 
 from benchmarks.page.adapter_sections import draw_gaps, hostile_rows, other_rows, stall_rows
 from benchmarks.page.fairness_sections import fairness
-from benchmarks.page.large_model_sections import attention, seven_billion
+from benchmarks.page.large_model_sections import attention, gaps, long_context, seven_billion
 from benchmarks.page.page import Record, number, range_of, save, source, table
 from benchmarks.page.peer_sections import load, peers
 from benchmarks.page.product_sections import experts, int4_quality, products, quality_table, quantised
-from benchmarks.page.structured_sections import accuracy, batches, masks, schemas
+from benchmarks.page.soak_section import soak
+from benchmarks.page.structured_sections import accuracy, batches, masks, overlap, schemas
 from benchmarks.page.targets import reached
 from manylora.bench.servers import Manylora
 from manylora.bench.workloads import WORKLOADS
@@ -125,8 +127,10 @@ def _versions(records: Mapping[str, Record]) -> list[str]:
     ]
     if "version-triage" in records:
         ratio = records["version-triage"]["a_over_b"]["throughput"]
+        other = re.search(r"--against \S*?(\w+) ", records["version-triage"]["command"])
+        version = other[1] if other else earlier
         lines += [
-            f"- **Triage on the base ÷ the same in version {earlier}.** {ratio['median']:.3f} ({ratio['low']:.3f}–"
+            f"- **Triage on the base ÷ the same in version {version}.** {ratio['median']:.3f} ({ratio['low']:.3f}–"
             f"{ratio['high']:.3f}, 95 %) over {records['version-triage']['pairs']} pairs.",
         ]
     return lines
@@ -352,6 +356,8 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("quantised-products", quantised),
     ("seven-b", seven_billion),
     ("attention", attention),
+    ("long-context", long_context),
+    ("gaps", gaps),
     ("spin", pair("Threads that sleep at once ÷ threads that wait awake for 50 µs")),
     ("threads", pair("One thread ÷ two")),
     ("pinned", pair("The edge on one processor ÷ the edge on either")),
@@ -359,6 +365,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("experts", experts),
     ("speculation", speculation),
     ("structured-masks", masks),
+    ("structured-overlap", overlap),
     ("structured-throughput", schemas),
     ("structured-accuracy", accuracy),
     ("batches", batches),
@@ -367,6 +374,10 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("fairness", fairness),
     ("metering", pair("The cost of metering")),
     ("metering-triage", pair("The cost of metering beside short replies")),
+    ("soak", soak),
+    ("ray-handle", pair("One engine on Ray Serve by streamed calls ÷ without Ray")),
+    ("ray-handle-short", pair("The same with gRPC and without Serve's further threads ÷ without Ray")),
+    ("ray-direct", pair("One engine on Ray Serve by its own socket ÷ without Ray")),
 )
 
 

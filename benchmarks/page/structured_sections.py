@@ -12,6 +12,25 @@ def masks(record: Record, pictures: Path) -> str:
     return "\n".join(["## The mask of one row, in microseconds", "", source(record), table(("part", *parts), rows)])
 
 
+def overlap(record: Record, pictures: Path) -> str:
+    """Return the section: microseconds that a step waits for the mask of a row, by when it is filled."""
+    parts = ("median", "p90", "p99", "max")
+    rows = [
+        (f"{side} the forward pass", *(number(found[part]) for part in parts))
+        for side, found in record["microseconds_a_row"].items()
+    ]
+    ratio = record["tokens_per_s_ratio"]
+    return "\n".join(
+        [
+            f"## A step's wait for the mask of a row, {record['rows']} rows, in microseconds",
+            "",
+            source(record),
+            table(("masks filled", *parts), rows),
+            f"Tokens a second, beside ÷ after: {number(ratio['median'])} ({range_of(ratio, 'low', 'high')}).",
+        ]
+    )
+
+
 def schemas(record: Record, pictures: Path) -> str:
     """Return the section: tokens per second with a schema in every row and without."""
     rates = record["tokens_per_s"]

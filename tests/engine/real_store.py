@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from manylora.adapter_ref import SourceName
+from manylora.adapters.banks.bank import Bank
+from manylora.adapters.banks.devices import CpuBank
 from manylora.adapters.ingest.fakes import ManualIngest
 from manylora.adapters.packing.image import ImageFacts
 from manylora.adapters.store.store import Store
-from manylora.adapters.tiers.bank import Bank, CpuBank
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.fakes import ManualReader, TwoMemoryBank
 from manylora.clock import ManualClock

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from manylora.ids import RequestId
 from tests.engine.simulation.executor import SimulatedExecutor
 from tests.engine.simulation.model import VOCAB, alone, logits_of, next_token
 from tests.engine.simulation.store import SimulatedStore
+from tests.engine.simulation.times import seconds_of
 from tests.engine.simulation.world import World
 
 HISTORY = Path(__file__).parent / "recorded_history.json"
@@ -89,6 +91,7 @@ class Shape:
     guess_width: int = 0
     sliding_window: int | None = None
     attention: float = 0.0
+    max_gap_steps: float = inf
 
     @property
     def row_work(self) -> RowWork:
@@ -108,6 +111,8 @@ class Shape:
             guess_width=self.guess_width,
             sliding_window=self.sliding_window,
             row_work=self.row_work,
+            max_gap_steps=self.max_gap_steps,
+            seconds_of=seconds_of(self.row_work),
             open_executor=open_executor,
         )
 
@@ -123,6 +128,7 @@ shapes = st.builds(
     guess_width=st.integers(1, 6),
     sliding_window=st.none() | st.none() | st.none() | st.integers(1, 24),
     attention=st.just(0.0) | st.just(0.0) | st.sampled_from([0.02, 0.3]),
+    max_gap_steps=st.just(inf) | st.sampled_from([2.0, 3.0]),
 )
 worlds = shapes.map(lambda shape: shape.world())
 

@@ -27,6 +27,7 @@ from manylora.engine.scheduling.pins import AdapterPins
 from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.scheduler import Scheduler
 from manylora.engine.scheduling.sequence import Sequence
+from manylora.engine.scheduling.step_times import StepTimes
 from manylora.engine.stopping import StopChecker, TextStream
 from manylora.engine.texts import TextQuestions
 from manylora.engine.waiting import LOADED, AdapterReady, Condition, GrammarReady, WaitingRoom, adapter_conditions
@@ -41,6 +42,7 @@ from manylora.errors import (
 )
 from manylora.failure import Failure
 from manylora.ids import Flow, RequestId
+from manylora.kernels.captures.limits import StepCounts
 from manylora.kernels.interface import Profile
 from manylora.models.text.adapter_text import AddedToken
 from manylora.sharing import has_place
@@ -68,6 +70,7 @@ class Engine:
         end_of_sequence: Collection[int],
         open_text: Callable[[tuple[AddedToken, ...], bool], TextStream],
         ranks: Callable[[], RankNumbers] = one_rank,
+        computed: StepCounts | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
@@ -79,6 +82,7 @@ class Engine:
         self._end_of_sequence = frozenset(end_of_sequence)
         self._open_text = open_text
         self._ranks = ranks
+        self._computed = computed or StepCounts()
         self.texts = TextQuestions(store, clock, max_wait_s=limits.max_queue_s)
         self._waiting = WaitingRoom(self._enqueue, self._fail_waiting, clock)
         self._queued: dict[RequestId, Sequence] = {}  # in the scheduler: waiting or running
@@ -87,6 +91,7 @@ class Engine:
         self._next_expiry_s = 0.0
         self._totals: Counter[str] = Counter()
         self._commits = Commits(scheduler, store, self._totals)
+        self._times = StepTimes(scheduler.limits.row_work)
 
     # ── the door ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -129,7 +134,7 @@ class Engine:
         """Advance every request by one step and return the events that it committed."""
         self._poll_conditions()
         self._expire()
-        plan = self._scheduler.plan()
+        plan = self._scheduler.plan(self._times.estimate())
         for sequence, error in self._pins.take_faults():
             self._finish(sequence, End(FinishReason.REJECTED, error))
         self._totals["steps"] += 1
@@ -201,6 +206,8 @@ class Engine:
             grammars=self._grammars.stats(),
             ranks_up=ranks.up,
             collective_s=ranks.collective_s,
+            replayed_steps=self._computed.replayed,
+            eager_steps=self._computed.eager,
         )
 
     def start_profile(self) -> Profile | None:
@@ -309,6 +316,7 @@ class Engine:
             )
 
     def _execute(self, plan: Plan) -> None:
+        begun_s = self._clock.monotonic_s()
         try:
             results = self._executor.execute(plan, self._scheduler.running)
         except RankLost:
@@ -324,6 +332,7 @@ class Engine:
             end = self._commits.commit(chunk, results.get(chunk.request_id, ()))
             if end is not None:
                 self._finish(self._queued[chunk.request_id], end)
+        self._times.note(plan, self._clock.monotonic_s() - begun_s)
 
     # ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -147,6 +147,7 @@ class EngineStats:
     that a grammar ended, because no token was left).
     adapters, grammars: their own numbers.
     ranks_up: ranks of the base that take part in steps. collective_s: total seconds that the first one waited for sums.
+    replayed_steps, eager_steps: totals of a card's steps that ran as captured graphs, and operation by operation.
     """
 
     waiting: int
@@ -168,3 +169,5 @@ class EngineStats:
     grammars: GrammarStats = NO_GRAMMARS
     ranks_up: int = 1
     collective_s: float = 0.0
+    replayed_steps: int = 0
+    eager_steps: int = 0

@@ -5,7 +5,7 @@ Each rule is a small object with the state that it needs of one sequence. A sequ
 
 import copy
 from collections.abc import Collection, Iterable, Sequence
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +15,27 @@ from manylora.engine.request import Request, SamplingParams
 Logits = NDArray[np.float32]
 """(vocab,) float32: one row of logits."""
 
+TokenIds = NDArray[np.int64]
+"""(ids,) int64."""
+
 _BARRED = np.float32(-np.inf)
 _WEAKEST, _STRONGEST = 1e-30, 1e30
 """A repetition penalty beyond these does the same as at them, but could make an infinity of a sound logit."""
 
 
 class LogitsRule(Protocol):
-    """One rule of one sequence. A row may be wider than the sequence's vocabulary, with -Inf there, or narrower."""
+    """One rule of one sequence. A row may be wider than the sequence's vocabulary, with -Inf there, or narrower.
+
+    bars_others  True: the rule bars all tokens that it does not read; False: it leaves them as they are
+    """
+
+    bars_others: ClassVar[bool]
 
     def apply(self, logits: Logits) -> None:
         """Change one row of logits in place."""
+
+    def reads(self, width: int) -> TokenIds:
+        """Return the tokens of a row of `width` logits whose logits the next `apply` reads or changes, each once."""
 
     def advance(self, token_id: int) -> None:
         """Take one generated token into the state; called once for each committed token, never for the prompt's."""
@@ -47,6 +58,15 @@ class LogitsRules:
         for rule in self._rules:
             rule.apply(changed)
         return changed
+
+    @property
+    def bars_others(self) -> bool:
+        """Return whether the rules bar all tokens that they do not read."""
+        return any(rule.bars_others for rule in self._rules)
+
+    def reads(self, width: int) -> TokenIds:
+        """Return the tokens of a row of `width` logits that `apply` reads or changes, ascending."""
+        return np.unique(np.concatenate([rule.reads(width) for rule in self._rules]))
 
     def advance(self, token_id: int) -> None:
         """Take one generated token into the state of every rule."""
@@ -92,6 +112,7 @@ class Penalties:
     """
 
     __slots__ = ("_counts", "_frequency", "_presence", "_repetition", "_seen", "_slots")
+    bars_others: ClassVar[bool] = False
 
     def __init__(self, params: SamplingParams, prompt: Iterable[int]) -> None:
         # float32 scalars: a float64 one would promote the gathered logits, and round them once more on the way back.
@@ -119,6 +140,9 @@ class Penalties:
             values = np.where(values < 0, values * self._repetition, values / self._repetition)
         logits[seen] = values - (self._frequency * counts + self._presence * (counts > 0))
 
+    def reads(self, width: int) -> TokenIds:
+        return self._seen[: len(self._slots)]
+
     def advance(self, token_id: int) -> None:
         slot = self._slots.setdefault(token_id, len(self._slots))
         if slot == len(self._seen):
@@ -139,6 +163,7 @@ class LogitBias:
     """Adds a value to the logits of some tokens. Values of one token add up. Source: OpenAI's API reference."""
 
     __slots__ = ("_bias", "_biased")
+    bars_others: ClassVar[bool] = False
 
     def __init__(self, logit_bias: Iterable[tuple[int, float]]) -> None:
         biases: dict[int, float] = {}
@@ -148,8 +173,11 @@ class LogitBias:
         self._bias = np.array([biases[token_id] for token_id in self._biased.tolist()], dtype=np.float32)
 
     def apply(self, logits: Logits) -> None:
-        biased = _within(self._biased, logits)
+        biased = _below(self._biased, len(logits))
         logits[biased] += self._bias[: len(biased)]
+
+    def reads(self, width: int) -> TokenIds:
+        return _below(self._biased, width)
 
     def advance(self, token_id: int) -> None:
         """Change nothing: the bias depends on no token."""
@@ -165,6 +193,7 @@ class MinNewTokens:
     """
 
     __slots__ = ("_ends", "_left")
+    bars_others: ClassVar[bool] = False
 
     def __init__(self, least: int, ends: Collection[int]) -> None:
         self._left = least
@@ -172,7 +201,10 @@ class MinNewTokens:
 
     def apply(self, logits: Logits) -> None:
         if self._left > 0:
-            logits[_within(self._ends, logits)] = _BARRED
+            logits[_below(self._ends, len(logits))] = _BARRED
+
+    def reads(self, width: int) -> TokenIds:
+        return _below(self._ends, width) if self._left > 0 else self._ends[:0]
 
     def advance(self, token_id: int) -> None:
         self._left -= 1
@@ -189,6 +221,7 @@ class BadWords:
     """
 
     __slots__ = ("_longer", "_reach", "_single", "_tail")
+    bars_others: ClassVar[bool] = False
 
     def __init__(self, words: Iterable[Sequence[int]], prompt: Sequence[int]) -> None:
         own = [tuple(word) for word in words]
@@ -202,11 +235,15 @@ class BadWords:
         self._tail = tuple(prompt[-self._reach :]) if self._reach else ()  # the sequence's last tokens
 
     def apply(self, logits: Logits) -> None:
-        logits[_within(self._single, logits)] = _BARRED
-        if self._tail:
-            for word in self._longer.get(self._tail[-1], ()):
-                if self._tail[1 - len(word) :] == word[:-1] and word[-1] < len(logits):
-                    logits[word[-1]] = _BARRED
+        logits[self.reads(len(logits))] = _BARRED
+
+    def reads(self, width: int) -> TokenIds:
+        return _below(np.union1d(self._single, self._completed()), width)
+
+    def _completed(self) -> TokenIds:
+        """Return the tokens that complete a longer word now, ascending."""
+        ending = self._longer.get(self._tail[-1], ()) if self._tail else ()
+        return _ids(word[-1] for word in ending if self._tail[1 - len(word) :] == word[:-1])
 
     def advance(self, token_id: int) -> None:
         if self._reach:
@@ -220,15 +257,19 @@ class AllowedTokens:
     """Bars every token but some. Source: vLLM's `allowed_token_ids`."""
 
     __slots__ = ("_allowed",)
+    bars_others: ClassVar[bool] = True
 
     def __init__(self, allowed: Iterable[int]) -> None:
         self._allowed = _ids(allowed)
 
     def apply(self, logits: Logits) -> None:
-        allowed = _within(self._allowed, logits)
+        allowed = _below(self._allowed, len(logits))
         kept = logits[allowed]
         logits.fill(_BARRED)
         logits[allowed] = kept
+
+    def reads(self, width: int) -> TokenIds:
+        return _below(self._allowed, width)
 
     def advance(self, token_id: int) -> None:
         """Change nothing: the set depends on no token."""
@@ -242,6 +283,6 @@ def _ids(token_ids: Iterable[int]) -> NDArray[np.int64]:
     return np.array(sorted(set(token_ids)), dtype=np.int64)
 
 
-def _within(token_ids: NDArray[np.int64], logits: Logits) -> NDArray[np.int64]:
-    """Return the ascending ids that the row has: one of the base's has no column for the tokens of adapters."""
-    return token_ids if not len(token_ids) or token_ids[-1] < len(logits) else token_ids[token_ids < len(logits)]
+def _below(token_ids: TokenIds, width: int) -> TokenIds:
+    """Return the ascending ids that a row has: one of the base's has no column for the tokens of adapters."""
+    return token_ids if not len(token_ids) or token_ids[-1] < width else token_ids[token_ids < width]

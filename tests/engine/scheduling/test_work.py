@@ -129,3 +129,9 @@ def test_the_work_of_a_row_comes_from_the_base_s_shape() -> None:
 def test_the_engine_counts_the_work_of_its_base() -> None:
     spec = spec_of()
     assert step_limits(load_config(environ={}).engine, spec, ReferenceKernels(), None).row_work == row_work(spec)
+
+
+@given(position=st.integers(0, 500), window=st.integers(0, 40))
+def test_the_work_of_one_row_is_that_of_a_range_of_one(position: int, window: int) -> None:
+    work = RowWork(full=0.25, windowed=0.5, window=window)
+    assert work.of_row(position) == work.of(position, position + 1)

@@ -1,6 +1,6 @@
 """The simulated executor: it writes each row's owner into its slot of the cache, and reads back what a row sees."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,10 +41,12 @@ class SimulatedExecutor:
         self.is_closed = False
         self.fail_next = False
         self.lost: RankLost | None = None  # raised by each step
+        self.elapse: Callable[[Plan], None] = lambda plan: None  # lets the time of a step pass
         self.poisoned: dict[RequestId, int] = {}  # from so many tokens on its logits are not finite
 
     def execute(self, plan: Plan, running: Mapping[RequestId, Sequence]) -> dict[RequestId, tuple[Drawn, ...]]:
         self.plans.append(plan)
+        self.elapse(plan)
         if self.lost is not None:
             raise self.lost
         if self.fail_next:

@@ -1,6 +1,7 @@
 """An engine over the simulated executor and store."""
 
 from collections.abc import Callable, Iterable
+from math import inf
 
 from manylora.clock import ManualClock
 from manylora.engine.adapter_port import AdapterStore
@@ -15,6 +16,7 @@ from manylora.engine.request import Priority, Request, SamplingParams, StopParam
 from manylora.engine.scheduling.blocks import BlockPool
 from manylora.engine.scheduling.lending import KvLender
 from manylora.engine.scheduling.pins import AdapterPins
+from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.scheduler import Scheduler
 from manylora.engine.scheduling.step import StepLimits
 from manylora.engine.scheduling.work import RowWork
@@ -54,6 +56,8 @@ class World:
         sliding_window: int | None = None,
         row_work: RowWork = WITHOUT_ATTENTION,
         max_scored_rows: int = 5,
+        max_gap_steps: float = inf,
+        seconds_of: Callable[[Plan], float] = lambda plan: 0.0,
         open_lender: Callable[[BlockPool], KvLender] | None = None,
         open_executor: Callable[["SimulatedExecutor"], Executor] | None = None,
         grammars: GrammarCompiler | None = None,
@@ -72,7 +76,9 @@ class World:
             batch_rows=batch_rows,
             row_work=row_work,
             max_scored_rows=max_scored_rows,
+            max_gap_steps=max_gap_steps,
         )
+        self.executor.elapse = lambda plan: self.clock.advance(seconds_of(plan))
         self.scheduler = Scheduler(self.pool, limits, pins)
         self.engine = Engine(
             scheduler=self.scheduler,

@@ -9,13 +9,14 @@ from torch import Tensor
 from manylora.engine.execution.batch import Batch, BatchBuilder, PooledChunk
 from manylora.engine.execution.executor import Results
 from manylora.engine.execution.heads import head_logits
-from manylora.engine.execution.sampler import Draw, Drawn, Mask, Sampler, SamplingRows
+from manylora.engine.execution.sampler import Draw, Drawn, Mask, Sampler, SamplingRows, Score
 from manylora.engine.pooling import Floats
 from manylora.engine.scheduling.plan import Plan
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.ids import RequestId
 from manylora.kernels.interface import Profile
 from manylora.kernels.operands import KvCache, StepInput
+from manylora.kernels.sampling import score_tokens
 
 
 class Model(Protocol):
@@ -34,12 +35,14 @@ class Model(Protocol):
 class Runner:
     """An `Executor` that owns the model and its keys and values; the only part of the engine that computes."""
 
-    def __init__(self, model: Model, kv: KvCache, builder: BatchBuilder, draw: Draw, mask: Mask) -> None:
+    def __init__(
+        self, model: Model, kv: KvCache, builder: BatchBuilder, draw: Draw, mask: Mask, score: Score = score_tokens
+    ) -> None:
         self._model = model
         self.kv = kv
         self._builder = builder
         self._logits: Tensor | None = None  # of the last step; an allocation takes tens of microseconds
-        self._sampler = Sampler(draw, mask)
+        self._sampler = Sampler(draw, mask, score)
 
     def start_profile(self) -> Profile | None:
         return self._model.start_profile()

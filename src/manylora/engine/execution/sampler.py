@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from manylora.engine.events import PromptScore
@@ -16,23 +15,26 @@ from manylora.engine.grammars.masks import MaskFiller, Matched
 from manylora.engine.grammars.matcher import GrammarMatcher
 from manylora.engine.logits_rules import LogitsRules
 from manylora.engine.request import SamplingParams
+from manylora.engine.ruled_logits import apply_rules
 from manylora.kernels.sampling import (
     SAMPLING_RULE,
     RowNumbers,
     SamplingRules,
     TokenMasks,
+    TokenScore,
     mask_logits,
-    ranked_best,
     sample_tokens,
+    score_tokens,
 )
 
 Draw = Callable[[Tensor, SamplingRules], tuple[list[int], list[float]]]
 """A back end's `Kernels.sample`."""
 Mask = Callable[[Tensor, RowNumbers, TokenMasks], None]
 """A back end's `Kernels.mask_logits`."""
+Score = Callable[[Tensor, Sequence[int], Sequence[int]], list[TokenScore]]
+"""A back end's `Kernels.score`."""
 MatchedRow = tuple[int, GrammarMatcher, tuple[int, ...]]
 
-_Floats = NDArray[np.float32]
 MAX_TOP_K = 2**31 - 1
 """No vocabulary has as many tokens. A greater `top_k` may not fit a `SAMPLING_RULE` and would fail the whole step."""
 
@@ -96,13 +98,15 @@ class Sampler:
     The parameters of a batch's rows rarely change from one step to the next, so their array is kept; a step then
     writes the positions alone.
 
-    Args:    draw, mask  how a back end draws tokens and masks logits; `kernels/sampling.py` has the semantics
+    Args:    draw, mask, score  how a back end draws tokens, masks logits and scores tokens; `kernels/sampling.py` has
+                                the semantics
     Thread:  one at a time
     """
 
-    def __init__(self, draw: Draw = sample_tokens, mask: Mask = mask_logits) -> None:
+    def __init__(self, draw: Draw = sample_tokens, mask: Mask = mask_logits, score: Score = score_tokens) -> None:
         self._draw = draw
         self._mask = mask
+        self._score = score
         self._filler = MaskFiller()
         self._params: list[SamplingParams] = []
         self._array: SamplingRules = np.empty(0, dtype=SAMPLING_RULE)
@@ -136,15 +140,19 @@ class Sampler:
         ruled = [index for index, rules in enumerate(rows.rules) if rules is not None]
         if not ruled and not self._reported and math.isfinite(sum(peaks)):
             return [Drawn(token_id) for token_id in tokens]
-        own = _on_host(logits, sorted({*ruled, *self._reported}))
         sound = [math.isfinite(peak) or (peak == -math.inf and row in masked) for row, peak in enumerate(peaks)]
-        if ruled:
-            self._redraw(rows, ruled, own, tokens, peaks)
+        changed = self._redraw(rows, ruled, logits, tokens, peaks) if ruled else logits[:0]
+        reported = [index for index in self._reported if math.isfinite(peaks[index])]
+        places = {index: place for place, index in enumerate(ruled)}
+        scores = self._scores(
+            [changed[places[index]] if index in places else logits[index] for index in reported],
+            [tokens[index] for index in reported],
+            [rows.params[index].num_logprobs or 0 for index in reported],
+        )
+        own = dict(zip(reported, scores, strict=True))
         return [
-            _answer(
-                rows.params[index].num_logprobs, tokens[index], peaks[index], own.get(index), was_sound=sound[index]
-            )
-            for index in range(len(tokens))
+            _answer(token_id, peak, own.get(index), was_sound=was_sound)
+            for index, (token_id, peak, was_sound) in enumerate(zip(tokens, peaks, sound, strict=True))
         ]
 
     def sample_ahead(
@@ -172,11 +180,11 @@ class Sampler:
                tokens            the token of each row
                num_alternatives  alternatives beside each, 0..20
         """
-        own = _on_host(logits, list(range(len(tokens))))
-        return [
-            _answer(most, token, float(own[row].max()), own[row], was_sound=True)
-            for row, (token, most) in enumerate(zip(tokens, num_alternatives, strict=True))
-        ]
+        scores = self._score(logits, tokens, num_alternatives)
+        return [_answer(token, score.peak, score, was_sound=True) for token, score in zip(tokens, scores, strict=True)]
+
+    def _scores(self, rows: list[Tensor], tokens: list[int], num_alternatives: list[int]) -> list[TokenScore]:
+        return self._score(torch.stack(rows), tokens, num_alternatives) if rows else []
 
     def _array_of(self, rows: SamplingRows) -> SamplingRules:
         """Return the rows of `SAMPLING_RULE`, in an array that the next call may reuse."""
@@ -201,18 +209,15 @@ class Sampler:
         return frozenset(rows)
 
     def _redraw(
-        self, rows: SamplingRows, ruled: list[int], own: dict[int, _Floats], tokens: list[int], peaks: list[float]
-    ) -> None:
-        """Apply the rules of the rows `ruled`, and put their changed logits, tokens and peaks in place."""
-        # Extreme penalties may overflow to an infinity, which is then not finite.
-        with np.errstate(over="ignore", invalid="ignore"):
-            for index in ruled:
-                rules = rows.rules[index]
-                assert rules is not None
-                own[index] = rules.apply(own[index])
-        redrawn = self._draw(torch.from_numpy(np.stack([own[index] for index in ruled])), self._array[ruled])
+        self, rows: SamplingRows, ruled: list[int], logits: Tensor, tokens: list[int], peaks: list[float]
+    ) -> Tensor:
+        """Return the rows `ruled` after their rules, (len(ruled), vocab), and put their tokens and peaks in place."""
+        own = [rules for rules in rows.rules if rules is not None]
+        changed = apply_rules(logits, ruled, own)
+        redrawn = self._draw(changed, self._array[ruled])
         for index, token, peak in zip(ruled, *redrawn, strict=True):
             tokens[index], peaks[index] = token, peak
+        return changed
 
 
 def _rule(of: SamplingParams) -> tuple[int, int, float, float, float, float, int]:
@@ -235,30 +240,11 @@ def _accept(drawn: tuple[Drawn, ...], draft: tuple[int, ...]) -> tuple[Drawn, ..
     return drawn[: accepted + 1]
 
 
-def _on_host(logits: Tensor, wanted: list[int]) -> dict[int, _Floats]:
-    """Return the wanted rows by index; from a device they come in one copy."""
-    if not wanted:
-        return {}
-    if logits.device.type == "cpu":
-        matrix = logits.detach().contiguous().numpy()
-        return {index: matrix[index] for index in wanted}
-    copied = logits[torch.tensor(wanted, device=logits.device)].cpu().numpy()
-    return dict(zip(wanted, copied, strict=True))
-
-
-def _answer(num_logprobs: int | None, token_id: int, peak: float, logits: _Floats | None, *, was_sound: bool) -> Drawn:
+def _answer(token_id: int, peak: float, score: TokenScore | None, *, was_sound: bool) -> Drawn:
     """Return the answer of one row. `was_sound`: its highest logit was finite before its rules."""
     if not math.isfinite(peak):
         is_barred = was_sound and peak == -math.inf
         return Drawn(token_id=token_id, is_finite=is_barred, is_barred=is_barred)
-    if num_logprobs is None or logits is None:
+    if score is None:
         return Drawn(token_id=token_id)
-    normaliser = peak + math.log(float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64)))
-    return Drawn(
-        token_id=token_id,
-        logprob=float(logits[token_id]) - normaliser,
-        alternatives=tuple(
-            (token, float(logits[token]) - normaliser)
-            for token in ranked_best(logits, min(num_logprobs, len(logits))).tolist()
-        ),
-    )
+    return Drawn(token_id=token_id, logprob=score.logprob, alternatives=score.alternatives)

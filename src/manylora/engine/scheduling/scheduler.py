@@ -14,7 +14,7 @@ from manylora.engine.scheduling.reservations import BlockReservations
 from manylora.engine.scheduling.retention import Retention
 from manylora.engine.scheduling.sequence import Sequence
 from manylora.engine.scheduling.step import Step, StepLimits
-from manylora.engine.scheduling.work import StepWork
+from manylora.engine.scheduling.work import StepTime, StepWork
 from manylora.ids import Flow, RequestId
 
 PATIENCE_STEPS = 256
@@ -56,7 +56,8 @@ class Scheduler:
     admissions from the least served flow. Admission stops at the first sequence whose blocks do not fit, so that small
     requests cannot starve a large one. It skips a sequence whose adapter has no place on the device; that sequence
     ages. Rows and blocks left over hold draft tokens: these never delay a row, preempt a sequence or outlive the step.
-    Rows of prompts and draft tokens also end where the step's work does (docs/decisions/work-of-a-step.md).
+    Rows of prompts and draft tokens also end where the step's work does (docs/decisions/work-of-a-step.md), and rows of
+    prompts where interactive sequences that decode would wait too long (docs/decisions/steps-by-time.md).
 
     Interactive sequences come before batch sequences in all of this, and take their places and blocks. A step with an
     interactive prompt has no batch row. So that batch sequences never starve, running ones get rows after
@@ -106,8 +107,11 @@ class Scheduler:
 
     # ── the plan ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def plan(self) -> Plan:
-        """Decide the next step and reserve its blocks. Deterministic: equal histories give equal plans."""
+    def plan(self, time: StepTime | None = None) -> Plan:
+        """Decide the next step and reserve its blocks. Deterministic: equal histories and estimates give equal plans.
+
+        Args:  time  the estimate of a step's time; None: rows and work alone bound the step
+        """
         self._steps += 1
         if self._steps % PRUNE_STEPS == 0:
             for priority, queue in self._queues.items():
@@ -117,7 +121,7 @@ class Scheduler:
         kept = self._rows_kept_for_batch(step)
         kept_scored = min(kept, step.scored_rows // 2)
         step.scored_rows -= kept_scored
-        rows = kept + self._plan_class(step, Priority.INTERACTIVE, self.limits.max_rows - kept)
+        rows = kept + self._plan_class(step, Priority.INTERACTIVE, self.limits.max_rows - kept, time)
         step.scored_rows += kept_scored
         if self._queues[Priority.BATCH] or any(self._running(Priority.BATCH)):
             rows -= self._plan_batch(step, rows, is_due=kept > 0)
@@ -126,14 +130,23 @@ class Scheduler:
         self._add_draft_tokens(step, rows)
         return Plan(self._steps, tuple(step.chunks), tuple(step.admitted), tuple(step.preempted))
 
-    def _plan_class(self, step: Step, priority: Priority, rows: int) -> int:
-        """Plan the rows of one priority: sequences that decode, prompts under way, admissions. Return the rows left."""
+    def _plan_class(self, step: Step, priority: Priority, rows: int, time: StepTime | None = None) -> int:
+        """Plan the rows of one priority: sequences that decode, prompts under way, admissions. Return the rows left.
+
+        Args:  time  the estimate that bounds the time of prompts beside these sequences that decode, and from then on
+        """
         prompts: list[Sequence] = []
+        before = len(step.chunks)
         for sequence in self._running(priority):
-            if sequence.request.id in step.admitted or len(sequence.tokens) - sequence.computed > 1:
+            length = len(sequence.tokens)
+            if length - sequence.computed > 1 or sequence.request.id in step.admitted:
                 prompts.append(sequence)
-            else:  # it decodes
+            elif length > sequence.num_prompt and rows > 0:
+                rows = self._add_decoding(step, sequence, rows)
+            else:  # the last row of a prompt
                 rows = self._add_chunk(step, sequence, rows)
+        if time is not None and (decoding := len(step.chunks) - before):
+            step.work.bound_time(time, (self.limits.max_gap_steps - 1) * time.of_decoding(decoding))
         for sequence in prompts:
             rows = self._add_chunk(step, sequence, rows)
         starving = self._starving()
@@ -231,6 +244,14 @@ class Scheduler:
         self._blocks.drop(sequence)
         self._queues[sequence.request.priority].put_first(sequence)
         step.preempted.append(sequence.request.id)
+
+    def _add_decoding(self, step: Step, sequence: Sequence, rows: int) -> int:
+        """Plan the row behind the last token drawn, as `_add_chunk` would; return the rows left."""
+        request, position = sequence.request, sequence.computed
+        step.work.spend_row(position)
+        step.chunks.append(Chunk(request.id, position, position + 1, is_sampled=True))
+        self._queues[request.priority].counter.charge(request.flow, weight=request.weight, completion_tokens=1)
+        return rows - 1
 
     def _add_chunk(self, step: Step, sequence: Sequence, rows: int) -> int:
         """Plan as much of the sequence's remaining work as fits in `rows` and in the step; return the rows left."""

@@ -1,6 +1,7 @@
 """The bounds of one step, and a step while it is planned."""
 
 from dataclasses import dataclass, field
+from math import inf
 
 from manylora.engine.scheduling.plan import Chunk
 from manylora.engine.scheduling.work import RowWork, StepWork
@@ -19,6 +20,7 @@ class StepLimits:
     batch_rows        rows of batch sequences in one step, so that an interactive request waits for a short step
     row_work          work of a row; without any for attention `max_rows` alone bounds a step
     max_scored_rows   positions of prompts scored in one step; bounds the memory of their logits
+    max_gap_steps     time of a step with prompts beside interactive sequences that decode, in steps of these alone
     """
 
     max_rows: int
@@ -29,6 +31,7 @@ class StepLimits:
     sliding_window: int | None = None
     row_work: RowWork = field(default_factory=RowWork)
     max_scored_rows: int = 64
+    max_gap_steps: float = inf
 
 
 @dataclass(slots=True)
