@@ -90,15 +90,19 @@ def test_a_nearer_tier_never_puts_a_replica_back(facts: list[tuple[float, float,
 @given(beats, st.lists(st.sampled_from(Tier), min_size=12, max_size=12))
 @quick
 def test_a_false_tier_costs_a_load_at_most(facts: list[tuple[float, float, Tier, bool]], claims: list[Tier]) -> None:
-    """Every open replica stays in the order, and the true cost of the first exceeds the best by a load and a stray."""
+    """Each replica stays in the order, and its cost is false by a load and a stray at most.
+
+    The first one may be told too near and the best one too far: the sum of both is lost then.
+    """
     true = fleet(facts)
     said = fleet([(*fact[:2], claims[number], fact[3]) for number, fact in enumerate(facts)])
     found = rank(want(), said, RULES)
     assert set(found) == set(rank(want(), true, RULES))
     if found:
-        costs = cost_to_serve(want(), true, RULES)
+        costs, told = cost_to_serve(want(), true, RULES), cost_to_serve(want(), said, RULES)
         most = RATES.load_s(want().num_bytes) @ np.array([0.0, 0.0, RULES.stray, 1.0])
-        assert costs[true.slots[found[0]]] <= costs.min() + most + 1e-6
+        assert np.all(np.abs(costs[true.is_open] - told[true.is_open]) <= most + 2 * TIE_S)
+        assert costs[true.slots[found[0]]] <= costs[true.is_open].min() + 2 * (most + 2 * TIE_S)
 
 
 def test_the_cost_is_queue_and_load_and_stray_less_the_prefix() -> None:

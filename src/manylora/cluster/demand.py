@@ -54,6 +54,11 @@ class DemandEstimate:
         if len(self.digests) > 1024 and self._requests[1].min() < FORGOTTEN:
             self._forget()
 
+    def drop(self, digest: Digest) -> None:
+        """Forget the requests for an adapter."""
+        if (row := self._rows.get(digest)) is not None:
+            self._requests[:, row] = self._tokens[:, row] = 0.0
+
     def burst_tokens_per_s(self) -> NDArray[np.float64]:
         """Return the recent demand that is no chance, (adapters,): the lower bound of a Poisson count's interval."""
         requests = np.maximum(self._requests[0], 1e-12)

@@ -55,9 +55,16 @@ class Placement:
 
 
 def plan(
-    demand: DemandEstimate, rooms: Sequence[Room], before: Placement, rules: PlacementRules | None = None
+    demand: DemandEstimate,
+    rooms: Sequence[Room],
+    before: Placement,
+    rules: PlacementRules | None = None,
+    *,
+    most: int | None = None,
 ) -> Placement:
     """Return the places for the present demand. Equal arguments give equal places on every router.
+
+    Args:  most  adapters that may get places, those of the largest demand per byte; None: all that have room
 
     Each adapter takes the first replicas of its rendezvous order that have bytes and are not ahead of the mean load
     (Mirrokni, Thorup and Zadimoghaddam, "Consistent hashing with bounded loads", SODA 2018; here in bytes and tokens).
@@ -67,7 +74,7 @@ def plan(
     rules = rules or PlacementRules()
     if not rooms or not demand.digests:
         return Placement({}, frozenset(room.replica for room in rooms))
-    return _Packing(rooms, before, rules).fill(demand)
+    return _Packing(rooms, before, rules).fill(demand, most)
 
 
 def changes(before: Placement, after: Placement) -> list[tuple[ReplicaId, Digest, AdapterAction]]:
@@ -126,12 +133,14 @@ class _Packing:
         self.before, self.rules = before, rules
         self.is_new = np.array([name not in before.fleet for name in self.names]) if before.fleet else None
 
-    def fill(self, demand: DemandEstimate) -> Placement:
+    def fill(self, demand: DemandEstimate, most: int | None) -> Placement:
         average = demand.average_tokens_per_s()
         tokens = np.maximum(average, demand.burst_tokens_per_s())
         bound = (1.0 + self.rules.slack) * max(float(tokens.sum()) / len(self.names), 1e-12)
         placed: dict[Digest, tuple[ReplicaId, ...]] = {}
-        order = self._by_worth(demand, tokens)
+        order = self._by_worth(demand, tokens)[:most]
+        if not order:
+            return Placement({}, frozenset(self.names))
         affinities = scores(keys_of([demand.digests[row] for row in order])[:, None], self.keys)
         for row, affinity in zip(order, affinities, strict=True):
             num_bytes = demand.num_bytes[row]

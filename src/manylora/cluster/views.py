@@ -55,6 +55,7 @@ class Heartbeat:
     prefixes        cached tokens of each prefix that changed; 0: it left the cache
     received        for each edge, the highest number of its requests that this heartbeat counts
     is_draining     the replica ends its requests and takes no further one
+    bank_bytes      bytes of its bank of adapters; 0: they are unknown, and no adapter gets a place there
     Raises ValueError for a number that is not finite, or negative.
     """
 
@@ -67,6 +68,7 @@ class Heartbeat:
     prefixes: Mapping[int, int] = field(default_factory=dict)
     received: Mapping[str, int] = field(default_factory=dict)
     is_draining: bool = False
+    bank_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -175,6 +177,18 @@ class FleetView:
             for digest, replicas in placement.items()
         }
 
+    def cached(self, replica: ReplicaId, prefixes: Mapping[int, int]) -> None:
+        """Note the cached tokens of prefixes on a replica, as in `Heartbeat.prefixes`."""
+        if (slot := self.slots.get(replica)) is not None:
+            self._take_prefixes(slot, prefixes)
+
+    def drop(self, digest: Digest) -> None:
+        """Forget an adapter that no replica has any more: its tiers and its places."""
+        self.placed.pop(digest, None)
+        if self.tiers.pop(digest, None) is not None:
+            for held in self._held:
+                held.discard(digest)
+
     def queue_tokens(self) -> NDArray[np.float64]:
         """Return the tokens before a newcomer's first one on each replica, (slots,).
 
@@ -230,7 +244,10 @@ class FleetView:
             else:
                 self._held[slot].add(digest)
                 self.tiers.setdefault(digest, Spots()).put(slot, float(tier))
-        for prefix, tokens in beat.prefixes.items():
+        self._take_prefixes(slot, beat.prefixes)
+
+    def _take_prefixes(self, slot: int, prefixes: Mapping[int, int]) -> None:
+        for prefix, tokens in prefixes.items():
             if tokens <= 0:
                 if prefix in self._cached[slot]:
                     self._cached[slot].discard(prefix)

@@ -15,6 +15,7 @@ from manylora.adapters.jobs import Found, Ingested, IngestFailure, IngestJob, In
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.tiers.image_folder import job_file
 from tests.adapters.adapter_files import TINY, local, save_adapter
+from tests.conftest import long
 from tests.support.waiting import wait_for
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -93,7 +94,7 @@ def put_link_outside(path: Path) -> None:
 REPLACEMENTS = [put_pipe, put_device, put_folder, put_link_to_device, put_link_to_itself, put_link_outside]
 
 
-@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("file", [CONFIG, *long(WEIGHTS)])
 @pytest.mark.parametrize("put", REPLACEMENTS)
 def test_what_is_no_file_is_refused_and_holds_up_nobody(
     root: Path, ingest: ProcessIngest, put: Callable[[Path], None], file: str

@@ -11,10 +11,11 @@ import pytest
 from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_ref
 from manylora.adapters.sources import download
-from manylora.adapters.sources.http_files import MAX_REDIRECTS, HttpPlace, RedirectRule, is_public
+from manylora.adapters.sources.http_files import MAX_REDIRECTS, HttpPlace, RedirectRule
 from manylora.adapters.sources.hub import HubSource
 from manylora.adapters.sources.object_storage import ObjectSource
 from manylora.adapters.sources.source import FetchedFiles, Located, RemoteSource
+from manylora.http.public_addresses import is_public
 from tests.adapters.adapter_files import config_bytes, lora_tensors, safetensors_bytes
 from tests.adapters.fake_hub import HttpServer, Repository
 

@@ -100,14 +100,6 @@ class HubRemote:
 
 
 @pytest.fixture
-def http(tmp_path: Path) -> Iterator[HttpServer]:
-    (tmp_path / "files").mkdir()
-    server = HttpServer(tmp_path / "files")
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def hub(http: HttpServer) -> Iterator[HubRemote]:
     proxy = Proxy(http.port)
     yield HubRemote(http, proxy)

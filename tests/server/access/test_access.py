@@ -266,23 +266,23 @@ def test_names_are_listed_as_their_tenant_says_them() -> None:
 PRICE = PriceFacts(base=BASE, version=1, effective_ms=0, input_nanousd=1, output_nanousd=2)
 
 
-def purse_of(control: FakeControl, clock: ManualClock, edge: str = "edge") -> LeasedCredit:
+def leased_credit(control: FakeControl, clock: ManualClock, edge: str = "edge") -> LeasedCredit:
     return LeasedCredit(control, clock, edge=edge, lease_nanousd=100)
 
 
 def test_a_request_sets_its_worst_case_aside_and_pays_what_it_used() -> None:
     async def scenario() -> None:
         control = FakeControl(credit=150)
-        purse = purse_of(control, ManualClock())
-        first = await purse.hold(ACME, PRICE, prompt_tokens=10, budget_tokens=45)
+        leased = leased_credit(control, ManualClock())
+        first = await leased.hold(ACME, PRICE, prompt_tokens=10, budget_tokens=45)
         assert first is not None
         with pytest.raises(QuotaExhausted, match="credit is used up"):
-            await purse.hold(ACME, PRICE, prompt_tokens=60, budget_tokens=0)
+            await leased.hold(ACME, PRICE, prompt_tokens=60, budget_tokens=0)
         first.settle(10, 5)
         first.settle(10, 45)
-        again = await purse.hold(ACME, PRICE, prompt_tokens=130, budget_tokens=0)
+        again = await leased.hold(ACME, PRICE, prompt_tokens=130, budget_tokens=0)
         assert again is not None
-        assert await purse.hold(ACME, None, prompt_tokens=10**9, budget_tokens=0) is None
+        assert await leased.hold(ACME, None, prompt_tokens=10**9, budget_tokens=0) is None
 
     run(scenario)
 
@@ -290,8 +290,8 @@ def test_a_request_sets_its_worst_case_aside_and_pays_what_it_used() -> None:
 def test_many_at_once_ask_once() -> None:
     async def scenario() -> None:
         control = FakeControl(credit=10_000)
-        purse = purse_of(control, ManualClock())
-        await asyncio.gather(*(purse.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0) for _ in range(50)))
+        leased = leased_credit(control, ManualClock())
+        await asyncio.gather(*(leased.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0) for _ in range(50)))
         assert control.questions == 1
 
     run(scenario)
@@ -302,16 +302,16 @@ def test_an_outage_leaves_what_was_leased_until_it_expires() -> None:
         clock = ManualClock()
         control = FakeControl(credit=10_000)
         control.expires_ms = int(1000 * clock.wall_s()) + 1_800_000
-        purse = purse_of(control, clock)
-        await purse.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0)
+        leased = leased_credit(control, clock)
+        await leased.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0)
         control.is_away = True
         clock.advance(1700)
-        await purse.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0)
+        await leased.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0)
         with pytest.raises(ControlUnavailable):
-            await purse.hold(ACME, PRICE, prompt_tokens=500, budget_tokens=0)
+            await leased.hold(ACME, PRICE, prompt_tokens=500, budget_tokens=0)
         clock.advance(101)
         with pytest.raises(ControlUnavailable):
-            await purse.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0)
+            await leased.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0)
 
     run(scenario)
 
@@ -322,10 +322,10 @@ def test_a_lease_that_is_short_or_past_by_our_clock_asks_once_a_request(expires_
         clock = ManualClock()
         control = FakeControl(credit=10_000)
         control.expires_ms = int(1000 * clock.wall_s()) + expires_in_ms
-        purse = purse_of(control, clock)
+        leased = leased_credit(control, clock)
         for number in range(1, 4):
             async with asyncio.timeout(PATIENCE_S):
-                assert await purse.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0) is not None
+                assert await leased.hold(ACME, PRICE, prompt_tokens=1, budget_tokens=0) is not None
             assert control.questions <= number
             clock.advance(0.01)
 
@@ -396,7 +396,7 @@ def test_a_refusal_for_credit_gives_the_limits_back() -> None:
         control = FakeControl(snapshot(tenants=tenants, keys=(key_facts(text),), prices=(PRICE,)))
         directory = directory_of(control, clock)
         await directory.refresh()
-        access = Access(clock, is_key_needed=True, directory=directory, purse=purse_of(control, clock))
+        access = Access(clock, is_key_needed=True, directory=directory, leased=leased_credit(control, clock))
         caller = caller_of(access, "POST", "/generate", f"Bearer {text}", None)
 
         async def ask() -> Admission:

@@ -1,1 +1,1 @@
-"""The state that edges copy from the control plane."""
+"""The state that edges copy from the control plane, and the limits that they share."""

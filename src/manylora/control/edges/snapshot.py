@@ -7,11 +7,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.billing.prices import changed_prices
 from manylora.control.control import Control
+from manylora.control.deployments.placements import changed_deployments
+from manylora.control.rollouts.rules import rule_of
 from manylora.control.storage.revisions import last_revision
 from manylora.control.storage.tables import aliases, repositories, shares, tenants, versions
 from manylora.control.tenants.keys import changed_keys
 from manylora.control.tenants.tenants import changed_tenants
 from manylora.ids import TenantId
+from manylora.rollouts.rollout import Rollout
 from manylora.tenancy import RepositoryFacts, Snapshot, TenantState
 
 READY = "ready"
@@ -38,6 +41,7 @@ async def take_snapshot(control: Control, since: int, epoch: str | None = None) 
             keys=await changed_keys(connection, since) if is_new else (),
             prices=await changed_prices(connection, since) if is_new else (),
             repositories=await changed_repositories(connection, since) if is_new else (),
+            deployments=await changed_deployments(connection, since) if is_new else (),
         )
 
 
@@ -57,10 +61,16 @@ async def changed_repositories(connection: AsyncConnection, since: int) -> tuple
     for row in (await connection.execute(usable.order_by(versions.c.version))).all():
         ready[row.repository].append(row.version)
     named: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    ruled: dict[int, list[tuple[str, Rollout]]] = defaultdict(list)
     asked = select(aliases).where(aliases.c.repository.in_(numbers)).order_by(aliases.c.name)
     for row in (await connection.execute(asked)).all():
-        if row.version in ready[row.repository]:
-            named[row.repository].append((row.name, row.version))
+        rule = rule_of(row)
+        version = rule.main_of(ready[row.repository])
+        if version is None:
+            continue
+        named[row.repository].append((row.name, version))
+        if not rule.is_plain:
+            ruled[row.repository].append((row.name, rule))
     allowed: dict[int, list[TenantId]] = defaultdict(list)
     asked_shares = select(shares).where(shares.c.repository.in_(numbers)).order_by(shares.c.tenant)
     for row in (await connection.execute(asked_shares)).all():
@@ -72,6 +82,7 @@ async def changed_repositories(connection: AsyncConnection, since: int) -> tuple
             name=row.name,
             versions=tuple(ready[row.number]) if row.number in usable_numbers else (),
             aliases=tuple(named[row.number]) if row.number in usable_numbers else (),
+            rollouts=tuple(ruled[row.number]) if row.number in usable_numbers else (),
             is_public=row.is_public,
             shared_with=tuple(allowed[row.number]),
         )

@@ -10,8 +10,10 @@ from manylora.http.callers import ANONYMOUS, Caller, StoredKey, bearer_of, judge
 from manylora.http.paths import SERVER_ROUTES
 from manylora.http.scopes import ANY, KEYLESS, Scopes, require_any
 from manylora.ids import KeyId, TenantId
+from manylora.server.access.control_client import ControlClient
 from manylora.server.access.credit import Hold, LeasedCredit
 from manylora.server.access.directory import Directory
+from manylora.server.access.fleet_limits import FleetLimits
 from manylora.server.access.limits import Limiter, Reservation
 from manylora.tenancy import DEFAULT_TENANT, AdapterAct, KeyFacts, Limits, Scope, TenantState
 
@@ -59,15 +61,24 @@ class Access:
         *,
         is_key_needed: bool = False,
         directory: Directory | None = None,
-        purse: LeasedCredit | None = None,
+        leased: LeasedCredit | None = None,
         free_bases: Sequence[str] = (),
+        only_tenant: str = "",
     ) -> None:
+        """`only_tenant`: the tenant of a dedicated deployment, whose requests alone are served; empty: all tenants'."""
         self.is_key_needed = is_key_needed
         self.directory = directory
         self._clock = clock
-        self._purse = purse
+        self._leased = leased
         self._free_bases = frozenset(free_bases)
+        self._only_tenant = only_tenant
         self._limiter = Limiter(clock)
+        self.fleet: FleetLimits | None = None
+
+    def join_fleet(self, client: ControlClient, edge: str) -> FleetLimits:
+        """Share the limits with the other edges of a control plane. Return the exchange, for the caller to run."""
+        self.fleet = FleetLimits(client, self._clock, self._limiter, edge=edge)
+        return self.fleet
 
     def identify(self, method: str, path: str, authorization: str, path_tenant: str | None) -> Caller:
         """Return the caller of a request without a check of its scopes. A route without scopes ignores the key.
@@ -97,11 +108,16 @@ class Access:
     def authorise(self, caller: Caller, method: str, path: str, path_tenant: str | None) -> None:
         """Check the caller's scopes and tenant. Raises `InsufficientPermissions`, `TenantMismatch`.
 
-        An unknown path needs a key of any scope, so that callers without a key cannot probe for paths.
+        An unknown path needs a key of any scope, so that callers without a key cannot probe for paths. A replica of a
+        dedicated deployment serves its tenant, and the operator's routes to a key of the operator.
         """
+        scopes = _scopes_of(method, path, KEYLESS)
+        is_operators = self.is_key_needed and scopes == (Scope.ADMIN,)
+        if self._only_tenant and caller.tenant != self._only_tenant and not is_operators:
+            raise TenantMismatch("the key is of another tenant than this deployment")
         if not self.is_key_needed:
             return
-        require_any(caller.scopes, _scopes_of(method, path, KEYLESS))
+        require_any(caller.scopes, scopes)
         if path_tenant is not None and path_tenant != caller.tenant:
             raise TenantMismatch("the key is of another tenant than the path")
 
@@ -164,25 +180,44 @@ class Access:
         if own:
             self._limiter.narrow(admission.reservation, own)
 
-    async def reserve(self, admission: Admission, *, base: str, prompt_tokens: int, budget_tokens: int) -> None:
+    async def share(self, admission: Admission) -> None:
+        """Take the request's part of the fleet's limits, after `enter` and again after `enter_base`.
+
+        `Admission.streams` may become fewer. On a server alone it does nothing. Raises `LimitExceeded`.
+        """
+        if self.fleet is not None and admission.reservation.held:
+            await self.fleet.enter(admission.reservation)
+
+    async def reserve(
+        self, admission: Admission, *, base: str, prompt_tokens: int, budget_tokens: int, adapter: str | None = None
+    ) -> None:
         """Reserve a request's largest use in the caller's limits and credit; `Admission.settle` returns the rest.
 
-        Args:    base  the name of the base model, which decides the price
+        Args:    base     the name of the base model, which decides the price
+                 adapter  its name as the caller's tenant calls it, for the budgets; None: the base model
         Raises:  `LimitExceeded`, `QuotaExhausted`, `ControlUnavailable`
         """
         caller = admission.caller
         self._limiter.reserve(admission.reservation, prompt_tokens + budget_tokens)
-        if caller.key is None or self._purse is None or self.directory is None or base in self._free_bases:
+        if self.fleet is not None and admission.reservation.held:
+            await self.fleet.reserve(admission.reservation)
+        if caller.key is None or self._leased is None or self.directory is None or base in self._free_bases:
             return
         price = self.directory.price(base, int(1000 * self._clock.wall_s()), is_batch=caller.is_batch)
-        admission.hold = await self._purse.hold(
+        admission.hold = await self._leased.hold(
             caller.tenant,
             price,
             prompt_tokens=prompt_tokens,
             budget_tokens=budget_tokens,
             key=caller.origin,
             has_budget=caller.has_budget,
+            budgets=self._budgets(caller, adapter),
         )
+
+    def _budgets(self, caller: Caller, adapter: str | None) -> list[str]:
+        """Return the ids of the budgets that a request counts against and that are not its whole tenant's."""
+        facts = None if self.directory is None else self.directory.tenant(caller.tenant)
+        return [] if facts is None else [each.id for each in facts.budgets if each.covers(caller.origin, adapter)]
 
     def _key(self, authorization: str) -> KeyFacts:
         """Return the facts of the key in a header. Raises `InvalidApiKey`, `ControlUnavailable`."""

@@ -8,10 +8,12 @@ from urllib.parse import quote
 import httpx2
 import msgspec
 
+from manylora.allowances import AllowanceAnswer, AllowanceReport
 from manylora.errors import (
     BodyTooLarge,
     ControlUnavailable,
     InvalidParameter,
+    LimitExceeded,
     ManyloraError,
     NameTaken,
     ResourceNotFound,
@@ -20,10 +22,22 @@ from manylora.errors import (
 )
 from manylora.http.dialects import VALIDATION_PREFIX
 from manylora.ids import TenantId
-from manylora.tenancy import AdapterAct, AdapterActs, KeyUsage, Lease, LeaseWish, Shipment, Snapshot
+from manylora.tenancy import (
+    AdapterAct,
+    AdapterActs,
+    DeploymentUse,
+    DeploymentUses,
+    KeyUsage,
+    Lease,
+    LeaseWish,
+    Shipment,
+    Snapshot,
+)
 from manylora.usage import UsageRecord
 
 TIMEOUT_S = 5.0
+SHORT_TIMEOUT_S = 1.0
+"""Seconds for an exchange of allowances, which a request may wait for and which an edge apart can do without."""
 IN_PROCESS_URL = "http://control.invalid"
 """The URL in requests to a control plane of this process. No name is resolved for it."""
 
@@ -34,6 +48,7 @@ REFUSALS: dict[str, type[ManyloraError]] = {
     for kind in (
         BodyTooLarge,
         InvalidParameter,
+        LimitExceeded,
         NameTaken,
         ResourceNotFound,
         StorageLimitExceeded,
@@ -70,11 +85,17 @@ class ControlClient(Protocol):
     async def report_acts(self, acts: Sequence[AdapterAct]) -> None:
         """Report the acts of operators on this edge's adapters, for the audit table."""
 
+    async def report_deployments(self, edge: str, uses: Sequence[DeploymentUse]) -> None:
+        """Report this edge's requests to dedicated deployments; those to one that sleeps start it."""
+
     async def lease(self, edge: str, tenant: TenantId, nanousd: int, key: str = "") -> Lease:
         """Lease up to `nanousd` more of a tenant's credit to this edge; 0 renews the lease, or asks for its state.
 
         With a key, the lease is a part of the key's budget for the month.
         """
+
+    async def share_limits(self, report: AllowanceReport) -> AllowanceAnswer:
+        """Exchange an edge's claims to the fleet's limits for allowances. A request waits for it: 1 s at most."""
 
     async def give_back(self, edge: str) -> None:
         """End the leases of an edge that has shipped all its records."""
@@ -112,9 +133,20 @@ class HttpControlClient:
     async def report_acts(self, acts: Sequence[AdapterAct]) -> None:
         await self._call("POST", "/internal/adapter-acts", AdapterActs(acts=tuple(acts)))
 
+    async def report_deployments(self, edge: str, uses: Sequence[DeploymentUse]) -> None:
+        await self._call("POST", "/internal/deployment-uses", DeploymentUses(edge=edge, uses=tuple(uses)))
+
     async def lease(self, edge: str, tenant: TenantId, nanousd: int, key: str = "") -> Lease:
         wish = LeaseWish(edge=edge, tenant=tenant, nanousd=nanousd, key=key)
         return decode_answer(await self._call("POST", "/internal/leases", wish), Lease)
+
+    async def share_limits(self, report: AllowanceReport) -> AllowanceAnswer:
+        answer = decode_answer(
+            await self._call("POST", "/internal/allowances", report, wait_s=SHORT_TIMEOUT_S), AllowanceAnswer
+        )
+        if len(answer.allowances) != len(report.wishes):
+            raise ControlUnavailable("the control plane's answer has another number of allowances than of wishes")
+        return answer
 
     async def give_back(self, edge: str) -> None:
         await self._call("DELETE", f"/internal/leases/{edge}")
@@ -149,8 +181,9 @@ class HttpControlClient:
             raise _refusal_of(reply, parameter, refusals)
         return bytes(reply.content)
 
-    async def _call(self, method: str, path: str, body: object = None) -> bytes:
-        reply = await self._request(method, path, None if body is None else msgspec.json.encode(body))
+    async def _call(self, method: str, path: str, body: object = None, *, wait_s: float = TIMEOUT_S) -> bytes:
+        content = None if body is None else msgspec.json.encode(body)
+        reply = await self._request(method, path, content, wait_s=wait_s)
         if not reply.is_success:
             raise ControlUnavailable(f"the control plane answered {reply.status_code}")
         return bytes(reply.content)
@@ -178,7 +211,16 @@ def _refusal_of(
         kind = refusals[told.code]
     except (msgspec.DecodeError, KeyError):
         return ControlUnavailable(f"the control plane answered {reply.status_code}")
-    return kind(told.error.removeprefix(VALIDATION_PREFIX), parameter=parameter)
+    message = told.error.removeprefix(VALIDATION_PREFIX)
+    if kind is LimitExceeded:
+        return LimitExceeded(message, parameter=parameter, wait_s=_wait_of(reply))
+    return kind(message, parameter=parameter)
+
+
+def _wait_of(reply: httpx2.Response) -> float | None:
+    """Return the seconds of `Retry-After`; None: the reply has none."""
+    told = reply.headers.get("retry-after", "")
+    return float(told) if told.isascii() and told.isdigit() else None
 
 
 def decode_answer(body: bytes, kind: type[Answer]) -> Answer:

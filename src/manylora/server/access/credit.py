@@ -6,6 +6,7 @@ If the lease is too small for a request, the edge asks for more; it has one such
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -26,7 +27,7 @@ KEY_REASON = "this key's budget of this month is used up"
 class _Account:
     """One lease of a tenant's credit or of a key's budget. All amounts are in nano-dollars.
 
-    key       the origin of a key; empty for the tenant's credit
+    key       the origin of a key, or the id of a budget; empty for the tenant's credit
     granted   sum of the grants since this edge began
     spent     sum of the charges since this edge began
     reserved  sum that requests under way hold
@@ -91,12 +92,14 @@ class LeasedCredit:
         budget_tokens: int,
         key: KeyId | None = None,
         has_budget: bool = False,
+        budgets: Sequence[str] = (),
     ) -> Hold | None:
         """Hold the highest cost of a request; return None for a request that costs nothing.
 
         Args:    key         the origin of the caller's key. The edge counts the spending of every key, so that a
                              later budget includes earlier spending, as it does in the control plane
                  has_budget  whether the key has a monthly budget
+                 budgets     the ids of the budgets that the request counts against, besides its tenant's own
         Raises:  `QuotaExhausted` if the credit or a budget is too small, `ControlUnavailable` if the control plane
                  does not answer a question for more
         """
@@ -106,12 +109,10 @@ class LeasedCredit:
         cached = prompt_tokens if price.cached_nanousd > price.input_nanousd else 0
         cost = price.cost_nanousd(prompt_tokens=prompt_tokens, cached_tokens=cached, completion_tokens=budget_tokens)
         hold = Hold([], price, cost)
-        for name in ("", key):
-            if name is None:
-                continue
+        for name in ("", *([] if key is None else [key]), *budgets):
             account = self._accounts.setdefault((tenant, name), _Account(tenant, name))
             try:
-                if not name or has_budget:
+                if not name or has_budget or name in budgets:
                     await self._require(account, cost)
             except BaseException:
                 hold.settle(0, 0)
@@ -136,10 +137,13 @@ class LeasedCredit:
                         _refuse(lease, account, cost)
 
     async def _ask(self, account: _Account, nanousd: int) -> Lease:
+        asked_ms = 1000 * self._clock.wall_s()
         lease = await self._client.lease(self._edge, account.tenant, nanousd, account.key)
-        account.granted, account.expires_ms = lease.granted_nanousd, lease.expires_ms
-        now_ms = 1000 * self._clock.wall_s()
-        account.renew_ms = now_ms + (lease.expires_ms - now_ms) / 2
+        # The lease lasts as long as the control plane says, whatever this machine's clock shows; it counts from the
+        # question on, which no answer precedes.
+        lasting_ms = lease.expires_ms - (lease.now_ms or asked_ms)
+        account.granted, account.expires_ms = lease.granted_nanousd, asked_ms + lasting_ms
+        account.renew_ms = asked_ms + lasting_ms / 2
         return lease
 
     async def _prolong(self, account: _Account, *, is_expired: bool) -> None:
@@ -157,7 +161,7 @@ class LeasedCredit:
 
 
 def _refuse(lease: Lease, account: _Account, cost: int) -> NoReturn:
-    reason = KEY_REASON if account.key else REASONS.get(lease.reason, REASONS["credit"])
+    reason = lease.told or (KEY_REASON if account.key else REASONS.get(lease.reason, REASONS["credit"]))
     raise QuotaExhausted(
         f"You exceeded your current quota: {reason}. This request may cost {dollars(cost)}; "
         f"{dollars(max(0, account.left))} are left"

@@ -9,13 +9,28 @@ from dataclasses import dataclass
 from manylora.clock import Clock
 from manylora.errors import ControlUnavailable, ManyloraError
 from manylora.ids import KeyId, TenantId
+from manylora.rollouts.draw import ArmDraw, DrawnArm
 from manylora.server.access.control_client import ControlClient
-from manylora.tenancy import AdapterAct, KeyFacts, PriceFacts, RepositoryFacts, Snapshot, TenantFacts, price_at
+from manylora.tenancy import (
+    DELETED,
+    AdapterAct,
+    DeploymentFacts,
+    KeyFacts,
+    PriceFacts,
+    RepositoryFacts,
+    Snapshot,
+    TenantFacts,
+    price_at,
+)
 
 log = logging.getLogger(__name__)
 
 MAX_ACTS = 1_000
 """Acts of operators that the edge keeps while the control plane does not answer."""
+CLOCK_APART_S = 5.0
+"""Difference of two clocks from which on the log names it."""
+ENDED_KEPT_MS = 7 * 86_400_000
+"""Time for which the copy keeps a key after its end: longer than any batch that the key began."""
 REPORT_S = 60.0
 """Seconds between two reports of the last uses of keys."""
 
@@ -39,16 +54,20 @@ class Directory:
         self._max_age_s = max_age_s
         self._revision, self._epoch = -1, ""
         self._answered_s: float | None = None
+        self._refreshing = asyncio.Lock()
         self._tenants: dict[TenantId, TenantFacts] = {}
         self._keys: dict[KeyId, KeyFacts] = {}
         self._prices: dict[str, dict[int, PriceFacts]] = {}
         self._repositories: dict[tuple[TenantId, str], RepositoryFacts] = {}
+        self._deployments: dict[tuple[str, str], DeploymentFacts] = {}  # by tenant and name
+        self._placed: dict[tuple[str, str], DeploymentFacts] = {}  # with deleted ones, whose starts count still
         self._own: dict[TenantId, set[tuple[TenantId, str]]] = {}  # keys into `_repositories`, by owner
         self._lent: set[tuple[TenantId, str]] = set()  # keys of repositories that other tenants may use
         self._uses: dict[KeyId, int] = {}  # last uses since the last report
         self._acts: deque[AdapterAct] = deque(maxlen=MAX_ACTS)  # not reported yet
         self._reported_s = clock.monotonic_s()
         self._batch_price_percent = 100
+        self._differs = False  # the control plane's clock, as of the last answer
         self.pepper = ""
 
     def note_use(self, key: KeyId) -> None:
@@ -88,11 +107,17 @@ class Directory:
                     self._acts.remove(act)
 
     async def refresh(self) -> None:
-        """Fetch the changes since the last answer and apply them. Raises `ControlUnavailable`."""
-        begun_s = self._clock.monotonic_s()
-        snapshot = await self._client.snapshot(self._revision, self._epoch)
-        self._apply(snapshot)
-        self._answered_s = begun_s
+        """Fetch the changes since the last answer and apply them, one call after the other.
+
+        Raises `ControlUnavailable`.
+        """
+        async with self._refreshing:  # the answer to an earlier call must not replace that to a later one
+            begun_s = self._clock.monotonic_s()
+            begun_wall_s = self._clock.wall_s()
+            snapshot = await self._client.snapshot(self._revision, self._epoch)
+            self._compare_clocks(snapshot.taken_ms / 1000, begun_wall_s, self._clock.wall_s())
+            self._apply(snapshot)
+            self._answered_s = begun_s
 
     async def follow(self) -> None:
         """Poll the control plane until cancelled, also while it does not answer."""
@@ -129,6 +154,17 @@ class Directory:
                 "(control.snapshot_max_age_s); repeat the request"
             )
 
+    def numbers(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """Return the values of the metrics of all dedicated deployments, by name and labels."""
+        placed = self._placed.values()
+        ready = sum(len(each.urls) for each in placed)
+        starting, draining = sum(each.starting for each in placed), sum(each.draining for each in placed)
+        return {
+            "manylora_deployment_replicas": {("starting",): starting, ("ready",): ready, ("draining",): draining},
+            "manylora_deployment_starts": {(): sum(each.starts for each in placed)},
+            "manylora_deployment_failed_starts": {(): sum(each.failed_starts for each in placed)},
+        }
+
     def tenant(self, tenant: TenantId) -> TenantFacts | None:
         return self._tenants.get(tenant)
 
@@ -147,19 +183,24 @@ class Directory:
         """Return a valid key that rotations have made of a first key; None if there is none."""
         return next((key for key in self._keys.values() if key.origin == origin), None)
 
-    def upload(self, tenant: TenantId, name: str) -> Upload | None:
+    def deployment(self, tenant: str, name: str) -> DeploymentFacts | None:
+        """Return a tenant's dedicated deployment by its name; None: it has none of that name."""
+        return self._deployments.get((tenant, name.lower()))
+
+    def upload(self, tenant: TenantId, name: str, draw: ArmDraw | None = None) -> Upload | None:
         """Return the upload that a name means to a tenant; None if the tenant may use no upload of that name.
 
         `repo` is the newest version, `repo/3` the third version, and `repo/prod` the version of the alias `prod`. The
         name of another tenant's shared or public repository begins with its owner: `owner/repo/3`. If the first word is
         a present or former repository of the tenant itself, it never means an owner. Otherwise an owner of that name
-        could replace the tenant's adapter once the tenant archives a version.
+        could replace the tenant's adapter once the tenant archives a version. `draw` chooses among the versions of an
+        alias, and notes its choice; without it an alias is the version with the largest share.
         """
         first, _, rest = name.rstrip("/").partition("/")
         if self.knows(tenant, first):
-            return self._version(tenant, tenant, first, rest)
+            return self._version(tenant, tenant, first, rest, draw)
         repository, _, version = rest.partition("/")
-        return self._version(tenant, TenantId(first), repository, version)
+        return self._version(tenant, TenantId(first), repository, version, draw)
 
     def knows(self, tenant: TenantId, repository: str) -> bool:
         """Return whether a tenant has, or has had, a repository of that name."""
@@ -186,16 +227,30 @@ class Directory:
                 found.append((f"{name}{ending}", Upload(facts.owner, facts.name, number)))
         return found
 
-    def _version(self, tenant: TenantId, owner: TenantId, repository: str, wanted: str) -> Upload | None:
+    def _version(
+        self, tenant: TenantId, owner: TenantId, repository: str, wanted: str, draw: ArmDraw | None
+    ) -> Upload | None:
         facts = self._repositories.get((owner, repository))
         if facts is None or not facts.versions or not _may_use(tenant, facts):
             return None
         if not wanted:
             return Upload(owner, repository, facts.versions[-1])
-        number = dict(facts.aliases).get(wanted)
+        number = _drawn(facts, wanted, draw) or dict(facts.aliases).get(wanted)
         if number is None and wanted.isascii() and wanted.isdigit() and not wanted.startswith("0"):
             number = int(wanted) if len(wanted) < 10 else None
         return Upload(owner, repository, number) if number in facts.versions and number is not None else None
+
+    def _compare_clocks(self, told_s: float, begun_s: float, ended_s: float) -> None:
+        """Log once that the control plane's clock shows a moment far outside those of the question and the answer."""
+        apart_s = told_s - min(max(told_s, begun_s), ended_s)
+        differs = told_s > 0 and abs(apart_s) > CLOCK_APART_S
+        if differs and not self._differs:
+            log.warning(
+                "control.clock_differs by_s=%+.0f: the control plane's clock and this machine's differ "
+                "(docs/fleet-limits.md)",
+                apart_s,
+            )
+        self._differs = differs
 
     def _apply(self, snapshot: Snapshot) -> None:
         if snapshot.is_whole:
@@ -203,6 +258,8 @@ class Directory:
             self._keys.clear()
             self._prices.clear()
             self._repositories.clear()
+            self._deployments.clear()
+            self._placed.clear()
             self._own.clear()
             self._lent.clear()
         self.pepper = snapshot.pepper
@@ -213,11 +270,24 @@ class Directory:
                 self._keys.pop(key.id, None)
             else:
                 self._keys[key.id] = key
+        if snapshot.keys:
+            self._forget_ended(snapshot.taken_ms)
         for price in snapshot.prices:
             self._prices.setdefault(price.base, {})[price.version] = price
         for repository in snapshot.repositories:
             self._keep(repository)
+        for deployment in snapshot.deployments:
+            self._deployments.pop((deployment.tenant, deployment.name), None)
+            self._placed[deployment.tenant, deployment.name] = deployment
+            if deployment.state != DELETED:
+                self._deployments[deployment.tenant, deployment.name] = deployment
         self._revision, self._epoch = snapshot.revision, snapshot.epoch
+
+    def _forget_ended(self, now_ms: int) -> None:
+        """Drop keys that ended long ago, such as sessions of the console, of which each day brings more."""
+        oldest_ms = now_ms - ENDED_KEPT_MS
+        for key in [key for key in self._keys.values() if key.expires_ms is not None and key.expires_ms < oldest_ms]:
+            del self._keys[key.id]
 
     def _keep(self, facts: RepositoryFacts) -> None:
         key = (facts.owner, facts.name)
@@ -225,6 +295,23 @@ class Directory:
         self._own.setdefault(facts.owner, set()).add(key)
         is_lent = facts.is_public or bool(facts.shared_with)
         (self._lent.add if is_lent else self._lent.discard)(key)
+
+
+def _drawn(facts: RepositoryFacts, alias: str, draw: ArmDraw | None) -> int | None:
+    """Return the version of an alias for a request, and note it; None: no draw, or no rule with a usable version."""
+    if draw is None:
+        return None
+    rollout = dict(facts.rollouts).get(alias)
+    number = dict(facts.aliases).get(alias)
+    if rollout is not None:
+        point = draw.point(facts.owner, f"{facts.name}/{alias}", rollout.sticky)
+        number = rollout.version_at(point, facts.versions)
+    if number is None:
+        return None
+    shadow = None if rollout is None or rollout.shadow not in facts.versions else rollout.shadow
+    name = f"{facts.name}/{alias}"
+    draw.drawn[facts.owner, name] = DrawnArm(owner=facts.owner, alias=name, version=number, shadow=shadow)
+    return number
 
 
 def _may_use(tenant: TenantId, facts: RepositoryFacts) -> bool:

@@ -8,13 +8,14 @@ A limit a minute is a token bucket: it holds at most the allowance of one minute
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
+from manylora.allowances import MINUTE_S, LimitKind
 from manylora.clock import Clock
 from manylora.errors import LimitExceeded, RequestRateExceeded, StreamLimitExceeded, TokenRateExceeded
 from manylora.tenancy import BaseLimits, Limits
 
-MINUTE_S = 60.0
 Rates = Limits | BaseLimits
 """Limits with the three numbers that count here."""
 MAX_IDLE = 10_000
@@ -64,12 +65,22 @@ class _Held:
     streams: int
 
 
+class FleetHold(Protocol):
+    """The part of a fleet's limits that one request holds. counted: number of holders that it counts for."""
+
+    counted: int
+
+    def settle(self, used_tokens: int) -> None:
+        """Return the unused part."""
+
+
 @dataclass(slots=True)
 class Reservation:
     """The share of the limits that one request holds; `settle` returns the unused part once.
 
-    streams   sequences that may be under way at one time
-    is_batch  a line of a batch leaves half of each limit to the holder's interactive requests
+    streams     sequences that may be under way at one time
+    is_batch    a line of a batch leaves half of each limit to the holder's interactive requests
+    fleet_hold  its part of the fleet's limits; None on a server alone
     """
 
     held: list[_Held] = field(default_factory=list)
@@ -77,12 +88,29 @@ class Reservation:
     tokens: int = 0
     is_settled: bool = False
     is_batch: bool = False
+    fleet_hold: FleetHold | None = None
+
+    def narrow_streams(self, streams: int) -> None:
+        """Give back the streams beyond a smaller number, for every holder."""
+        self.streams = min(self.streams, streams)
+        for number, each in enumerate(self.held):
+            if each.streams > self.streams:
+                each.holder.streams -= each.streams - self.streams
+                self.held[number] = replace(each, streams=self.streams)
+
+    def uncount(self, first: int) -> None:
+        """Count the request no more against the rates of the holders from number `first` on: the fleet refuses it."""
+        for each in self.held[first:]:
+            if each.holder.requests is not None:
+                each.holder.requests.level += 1
 
     def settle(self, used_tokens: int) -> None:
         """End the request: charge `used_tokens` to the buckets and return the rest of the reservation."""
         if self.is_settled:
             return
         self.is_settled = True
+        if self.fleet_hold is not None:
+            self.fleet_hold.settle(used_tokens)
         for each in self.held:
             each.holder.streams -= each.streams
             if (tokens := each.holder.tokens) is not None:
@@ -149,6 +177,13 @@ class Limiter:
         for each in reservation.held:
             if (bucket := each.holder.tokens) is not None:
                 bucket.level -= tokens
+
+    def learn(self, name: str, kind: LimitKind, level: float) -> None:
+        """Set the level of a rate's bucket to the amount that the fleet has left for this edge."""
+        holder, now_s = self._holders.get(name), self._clock.monotonic_s()
+        bucket = None if holder is None else holder.requests if kind is LimitKind.REQUESTS else holder.tokens
+        if bucket is not None:
+            bucket.level, bucket.moment_s = min(float(bucket.limit), level), now_s
 
     def headers(self, reservation: Reservation) -> dict[str, str]:
         """Return the `x-ratelimit-…` headers of the buckets nearest to empty, in OpenAI's and Predibase's form."""
@@ -233,6 +268,16 @@ def _require(asked: Sequence[_Held], shown: Sequence[_Held], require: Callable[[
         raise
 
 
+def refusal(kind: LimitKind, name: str, limit: int, *, wait_s: float = 1.0) -> LimitExceeded:
+    """Return the refusal of a request at a holder's limit, which at most a minute lifts."""
+    wait_s = min(wait_s, MINUTE_S)
+    if kind is LimitKind.STREAMS:
+        return StreamLimitExceeded(f"Rate limit exceeded: {limit} sequences at one time ({name})")
+    if kind is LimitKind.REQUESTS:
+        return RequestRateExceeded(f"Rate limit exceeded: {limit} requests per minute ({name})", wait_s=wait_s)
+    return TokenRateExceeded(f"Rate limit exceeded: {limit} tokens per minute ({name})", wait_s=wait_s)
+
+
 def _require_request(each: _Held, reservation: Reservation) -> None:
     name, requests, most, streams = each.name, each.holder.requests, each.limits.concurrent_streams, each.streams
     if most is not None and streams > most:
@@ -244,11 +289,9 @@ def _require_request(each: _Held, reservation: Reservation) -> None:
     if most is not None and reservation.is_batch:
         most = max(streams, most // 2)
     if most is not None and streams and each.holder.streams + streams > most:
-        raise StreamLimitExceeded(f"Rate limit exceeded: {most} sequences at one time ({name})")
+        raise refusal(LimitKind.STREAMS, name, most)
     if requests is not None and (wait_s := requests.wait_s(_level(1, requests.limit, reservation))) > 0:
-        raise RequestRateExceeded(
-            f"Rate limit exceeded: {requests.limit} requests per minute ({name})", wait_s=min(wait_s, MINUTE_S)
-        )
+        raise refusal(LimitKind.REQUESTS, name, requests.limit, wait_s=wait_s)
 
 
 def _require_tokens(each: _Held, tokens: int, reservation: Reservation) -> None:
@@ -262,9 +305,7 @@ def _require_tokens(each: _Held, tokens: int, reservation: Reservation) -> None:
             wait_s=None,
         )
     if (wait_s := bucket.wait_s(_level(tokens, bucket.limit, reservation))) > 0:
-        raise TokenRateExceeded(
-            f"Rate limit exceeded: {bucket.limit} tokens per minute ({name})", wait_s=min(wait_s, MINUTE_S)
-        )
+        raise refusal(LimitKind.TOKENS, name, bucket.limit, wait_s=wait_s)
 
 
 def _tightest(buckets: Sequence[Bucket]) -> Bucket:

@@ -13,15 +13,17 @@ from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from manylora.allowances import AllowanceReport
 from manylora.control.billing.ledger import insert_records
+from manylora.control.deployments.shared_loads import note_uses
 from manylora.control.edges.snapshot import take_snapshot
-from manylora.control.routes.dependencies import ControlDep, StoreDep
+from manylora.control.routes.dependencies import ControlDep, ServicesDep, StoreDep
 from manylora.control.stored.leases import end_leases
 from manylora.control.tenants.audit import record_adapter_acts
 from manylora.control.tenants.credit import give_back_leases, lease_credit
 from manylora.errors import InvalidApiKey, InvalidJson, InvalidParameter
 from manylora.ids import KeyId
-from manylora.tenancy import AdapterActs, KeyUsage, LeaseWish, Shipment
+from manylora.tenancy import AdapterActs, DeploymentUses, KeyUsage, LeaseWish, Shipment
 
 Struct = TypeVar("Struct")
 BEARER = "Bearer "
@@ -82,10 +84,27 @@ async def adapter_acts(control: ControlDep, acts: Annotated[AdapterActs, Depends
     return Response(status_code=204)
 
 
+@router.post("/deployment-uses")
+async def deployment_uses(
+    control: ControlDep, report: Annotated[DeploymentUses, Depends(body_as(DeploymentUses))]
+) -> Response:
+    """Note the requests of an edge to dedicated deployments. Those to one without a replica start one."""
+    await note_uses(control, report.edge, report.uses)
+    return Response(status_code=204)
+
+
 @router.post("/leases")
 async def lease(control: ControlDep, wish: Annotated[LeaseWish, Depends(body_as(LeaseWish))]) -> Response:
     """Lease credit of a tenant to an edge."""
     return json_reply(await lease_credit(control, wish.edge, wish.tenant, wish.nanousd, wish.key))
+
+
+@router.post("/allowances")
+async def allowances(
+    services: ServicesDep, report: Annotated[AllowanceReport, Depends(body_as(AllowanceReport))]
+) -> Response:
+    """Grant an edge parts of the fleet's limits."""
+    return json_reply(services.allowances.answer(report))
 
 
 @router.delete("/leases/{edge}")

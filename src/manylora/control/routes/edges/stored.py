@@ -6,7 +6,7 @@ Bytes travel in parts, each a request of its own, so that neither side holds a w
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -57,14 +57,25 @@ router = APIRouter(prefix="/internal/stored", include_in_schema=False, dependenc
 
 @router.put("/{tenant}/responses/{response}")
 async def put_response(
-    store: StoreDep, request: Request, tenant: str, response: str, before: str = "", *, running: bool = False
+    store: StoreDep,
+    request: Request,
+    tenant: str,
+    response: str,
+    before: str = "",
+    growth: Annotated[int, Query(ge=0)] = 0,
+    *,
+    running: bool = False,
 ) -> Response:
-    """Keep the body; `before`: the digest of the bytes that it replaces; `running`: it has not ended."""
+    """Keep the body.
+
+    before   the digest of the bytes that it replaces
+    running  whether it has not ended; `growth`: bytes by which it may grow until then
+    """
     data = await request.body()
     if before:
         await replace_response(store, tenant, response, data, before, is_running=running)
     else:
-        await keep_response(store, tenant, response, data, is_running=running)
+        await keep_response(store, tenant, response, data, is_running=running, growth=growth)
     return Response(status_code=204)
 
 

@@ -1,0 +1,1 @@
+"""Engines on several machines behind one or more edges, over TCP, without a shared file system."""

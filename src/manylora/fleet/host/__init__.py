@@ -1,0 +1,1 @@
+"""The host of one engine, to which several edges connect."""

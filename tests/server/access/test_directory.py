@@ -1,0 +1,59 @@
+"""The edge's copy of the control plane's facts: answers in the order of their calls."""
+
+import asyncio
+
+from manylora.clock import ManualClock
+from manylora.ids import TenantId
+from manylora.server.access.directory import Directory
+from manylora.tenancy import DELETED, DeploymentFacts, Snapshot
+from tests.server.fake_control import PEPPER, FakeControl
+
+
+def snapshot(revision: int, **facts: int | str | tuple[str, ...]) -> Snapshot:
+    told = {"state": "ready", **facts}
+    mine = DeploymentFacts(tenant=TenantId("acme"), name="mine", base="tiny", **told)  # type: ignore[arg-type]  # by name
+    return Snapshot(revision=revision, taken_ms=0, is_whole=False, pepper=PEPPER, deployments=(mine,))
+
+
+class SlowControl(FakeControl):
+    """A control plane whose first answer takes longer than the second, unless the second call awaits it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    async def snapshot(self, since: int, epoch: str = "") -> Snapshot:
+        self.calls += 1
+        number = self.calls
+        for _ in range(10 if number == 1 else 0):
+            await asyncio.sleep(0)
+        return snapshot(number, state="pending" if number == 1 else "ready")
+
+
+def test_an_earlier_answer_replaces_no_later_one() -> None:
+    async def scenario() -> None:
+        directory = Directory(SlowControl(), ManualClock(), poll_s=1, max_age_s=600)
+        await asyncio.gather(directory.refresh(), directory.refresh())
+        found = directory.deployment("acme", "mine")
+        assert found is not None
+        assert found.state == "ready"
+
+    asyncio.run(scenario())
+
+
+def test_the_numbers_of_deployments_keep_the_starts_of_deleted_ones() -> None:
+    async def scenario() -> None:
+        control = FakeControl(snapshot(1, urls=("one", "two"), starting=1, draining=3, starts=9, failed_starts=2))
+        directory = Directory(control, ManualClock(), poll_s=1, max_age_s=600)
+        await directory.refresh()
+        assert directory.numbers() == {
+            "manylora_deployment_replicas": {("starting",): 1, ("ready",): 2, ("draining",): 3},
+            "manylora_deployment_starts": {(): 9},
+            "manylora_deployment_failed_starts": {(): 2},
+        }
+        control.snapshot_ = snapshot(2, state=DELETED, starts=9, failed_starts=2)
+        await directory.refresh()
+        assert directory.numbers()["manylora_deployment_starts"] == {(): 9}
+        assert directory.deployment("acme", "mine") is None
+
+    asyncio.run(scenario())
