@@ -9,6 +9,7 @@ threads: A computes on one thread, B on as many as there are processors.
 spin:    A's threads sleep as soon as they have no work, B's wait awake for a while.
 pinned:  A's edge stays on the last processor, B's goes where the system puts it; the engine is free in both.
 metering: A records usage, as it always does; B is the same server with the meter and the journal taken out.
+handle, direct: A is one engine and one edge on a Ray cluster of this machine, in that `ray.mode`; B is one server (H5).
 version: A is this checkout, B the checkout of another version in `--against`; both import the same packages.
 Both servers run all the time; the one that is not measured is idle. A ratio is A ÷ B of one pair; shown are its median
 and the interval that holds the true median with 95 % (from the order statistics of the pairs).
@@ -37,6 +38,10 @@ from manylora.models.spec import ModelSpec, read_spec
 
 ADAPTERS = 32
 WARM_SECONDS = 3.0
+QUESTIONS = ("bypass", "int8", "threads", "spin", "pinned", "metering", "handle", "direct", "version")
+SHARED_MEMORY = f"engine.memory_bytes={4 << 30}"
+RAY_CPUS = "ray.engine_cpus=0.5"
+"""Ray's count of processors bounds no process; an engine computes on all of them, as the lone server does."""
 
 
 class Unmetered(Manylora):
@@ -48,6 +53,16 @@ class Unmetered(Manylora):
 
     def environment(self) -> Mapping[str, str]:
         return {**super().environment(), "PYTHONPATH": IMPORT_PATH}
+
+
+class OnRay(Manylora):
+    """Our server as one engine and one edge of a Ray cluster of this machine."""
+
+    def command(self, port: int, base: Path, adapters: Sequence[Path]) -> list[str]:
+        command = super().command(port, base, adapters)
+        served = command.index("--port")
+        named = ["--set", f"server.port={port}", "--set", f"model.base={base}"]
+        return [*command[: served - 1], "cluster", "serve", "--local", *named, *command[served + 4 :]]
 
 
 class OtherVersion(Manylora):
@@ -73,7 +88,7 @@ class Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=("bypass", "int8", "threads", "spin", "pinned", "metering", "version"))
+    parser.add_argument("question", choices=QUESTIONS)
     parser.add_argument("--workload", choices=WORKLOADS, default="chat")
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=6.0)
@@ -96,11 +111,17 @@ def main() -> None:
             "spin": ("model.spin_us=0", f"model.spin_us={DEFAULT_SPIN_US}"),
             "pinned": ("model.threads=0", "model.threads=0"),
             "metering": ("model.threads=0", "model.threads=0"),
+            "handle": ("ray.mode=handle", "model.threads=0"),
+            "direct": ("ray.mode=direct", "model.threads=0"),
             "version": ("model.threads=0", "model.threads=0"),
         }[options.question]
-        kinds = {"A": Manylora, "B": _server_b(options.question, options.against)}
+        is_fleet = options.question in ("handle", "direct")
+        shared = (SHARED_MEMORY, RAY_CPUS) if is_fleet else ()
+        kinds = {"A": OnRay if is_fleet else Manylora, "B": _server_b(options.question, options.against)}
         running = {
-            side: servers.enter_context(serving(kinds[side](setting), Path(scratch) / f"log-{side}", base=base))
+            side: servers.enter_context(
+                serving(kinds[side](setting, *shared), Path(scratch) / f"log-{side}", base=base)
+            )
             for side, setting in zip("AB", settings, strict=True)
         }
         if options.question == "pinned":

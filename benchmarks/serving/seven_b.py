@@ -7,7 +7,8 @@ holds it in a wider form. Eight adapters of rank 16 on all projections of a bloc
 round is fixed, so that a slow server's requests end, too. Each round starts every server anew, ours without drafts of
 tokens; the order turns from round to round. Needs 12 GB of disk and 14 GB of memory.
 
-B1  time per token of one stream ÷ (bytes of the weights ÷ read bandwidth of all threads, measured before the server)
+B1  time per token of one stream ÷ (bytes of the weights ÷ read bandwidth of all threads, the mean of one measured just
+    before the stream and one just after it, beside the idle server: a shared machine's bandwidth changes in minutes)
 B2  time per token of one stream, and tokens/s of eight streams with eight adapters, ours ÷ llama.cpp's
 B3  tokens/s of a prompt of 512 tokens, ours ÷ llama.cpp's
 """
@@ -49,6 +50,7 @@ class Round:
 
     start_s          seconds from the start of the process to its first token
     peak_bytes       largest resident memory of the server's processes from the start to the first token
+    read_bytes_s     read bandwidth before and after the one stream, their mean
     one_token_ms     time per token of one stream, base alone
     eight_tokens_s   tokens per second of eight requests at one time, each on its own adapter, prompts included
     prompt_tokens_s  tokens of the prompt per second, until the first token
@@ -56,6 +58,7 @@ class Round:
 
     start_s: float
     peak_bytes: int
+    read_bytes_s: float
     one_token_ms: float
     eight_tokens_s: float
     prompt_tokens_s: float
@@ -132,26 +135,28 @@ def compare(base: Path, storage: str, options: argparse.Namespace) -> dict[str, 
     if (options.peers / "llama" / "out" / "bin" / "llama-server").exists():
         servers.append(LlamaCppFile(options.peers / "llama"))
     rounds: dict[str, list[Round]] = defaultdict(list)
-    floors: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "adapters"
         names = write_adapters(root, spec, ADAPTERS, (RANK,), base.name, tuple(Projection))
         adapters = [root / name for name in names]
         for number in range(options.rounds):
-            floors.append(1e3 * weight_bytes / native.measure_bandwidth(repeats=5))
             for server in servers if number % 2 == 0 else servers[::-1]:
                 with serving(server, Path(scratch) / "log", base=base, adapters=adapters) as running:
-                    one = measure(server, running, base, adapters, spec.vocab)
+                    one = measure(server, running, base, adapters, spec.vocab, native)
                 rounds[server.name].append(one)
                 print(f"{storage} round {number + 1}  {server.name:<12}{one}", flush=True)
-    return summary(rounds, floors, weight_bytes)
+    return summary(rounds, weight_bytes)
 
 
-def measure(server: Server, running: Running, base: Path, adapters: Sequence[Path], vocab: int) -> Round:
+def measure(
+    server: Server, running: Running, base: Path, adapters: Sequence[Path], vocab: int, native: NativeLibrary
+) -> Round:
     peak = peak_bytes(running)
     base_alone = [server.base_fields(base)]
     mixed = [server.adapter_fields(adapters, index) for index in range(len(adapters))]
+    before = native.measure_bandwidth(repeats=5)
     one = ended_work(running, ONE, ONES * base_alone, vocab)
+    after = native.measure_bandwidth(repeats=5)
     eight = ended_work(running, EIGHT, mixed, vocab)
     prompts = asyncio.run(run_each(running.url, PROMPT, PROMPTS * base_alone, vocab))
     for figures in (one, eight):
@@ -161,6 +166,7 @@ def measure(server: Server, running: Running, base: Path, adapters: Sequence[Pat
     return Round(
         round(running.first_token_s, 1),
         peak,
+        (before + after) / 2,
         one.token_time_median_ms,
         eight.output_tokens_per_s,
         round(prompt_tokens_s, 1),
@@ -184,9 +190,11 @@ def peak_bytes(running: Running) -> int:
     return total
 
 
-def summary(rounds: dict[str, list[Round]], floors: Sequence[float], weight_bytes: int) -> dict[str, object]:
+def summary(rounds: dict[str, list[Round]], weight_bytes: int) -> dict[str, object]:
     """Return the figures of each server and the ratios of this run."""
     fields = Round.__dataclass_fields__
+    ours = rounds[Manylora.name]
+    floors = [1e3 * weight_bytes / one.read_bytes_s for one in ours]
     found: dict[str, object] = {
         "weight_bytes": weight_bytes,
         "floor_ms": extremes(floors),
@@ -195,7 +203,6 @@ def summary(rounds: dict[str, list[Round]], floors: Sequence[float], weight_byte
             for name, own in rounds.items()
         },
     }
-    ours = rounds[Manylora.name]
     found["B1"] = extremes([one.one_token_ms / floor for one, floor in zip(ours, floors, strict=True)])
     for name, theirs in rounds.items():
         if name != Manylora.name:

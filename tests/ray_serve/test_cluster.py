@@ -1,0 +1,162 @@
+"""A fleet on a real Ray cluster of this machine, by its commands: answers, affinity, kills, drains and scaling."""
+
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from tests.conftest import missing
+from tests.ray_serve.clusters import ADAPTERS, Fleet, flags, kill, make_files, running_fleet
+from tests.support.serving import running_server
+from tests.support.waiting import PATIENCE_S, wait_for
+
+pytestmark = pytest.mark.long
+LONG_S = 120.0
+"""Seconds for the start of a replica on a busy machine, and for the end of an idle one."""
+PROMPTS = ("hello world", "the dog", "a longer prompt of some words")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_is_here() -> None:
+    if importlib.util.find_spec("ray") is None:
+        missing("Ray Serve is not installed: pip install -e '.[ray]'")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, ray_is_here: None) -> Path:
+    folder = tmp_path_factory.mktemp("fleet")
+    make_files(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["handle", "direct"])
+def fleet(folder: Path, request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    counts = {f"ray__{name}": 2 for name in ("engines", "least_engines", "most_engines")}
+    with running_fleet(folder, folder / request.param, ray__mode=request.param, **counts) as found:
+        yield found
+
+
+def test_a_fleet_answers_as_one_server_does(fleet: Fleet, folder: Path, tmp_path: Path) -> None:
+    asked = [(model, prompt) for model in ("base", *ADAPTERS) for prompt in PROMPTS]
+    with running_server(tmp_path / "log", *flags(folder, tmp_path)) as url:
+        one = Fleet(url, fleet.process, [], tmp_path / "log")
+        expected = {pair: one.text(*pair, max_tokens=16) for pair in asked}
+    assert {pair: fleet.text(*pair, max_tokens=16) for pair in asked} == expected
+    assert len({*expected.values()}) > len(PROMPTS)
+
+
+def test_each_adapter_stays_with_one_replica_and_the_status_shows_both(fleet: Fleet) -> None:
+    """An adapter whose home changed while the fleet grew has a copy at each; further requests make none."""
+    wait_for(lambda: sum(each["is_up"] for each in fleet.engines()) == 2)
+    before = settled(fleet)
+    for _ in range(5):
+        for name in ADAPTERS:
+            fleet.text(name)
+    assert settled(fleet) == before
+    assert len(ADAPTERS) <= sum(before) < 2 * len(ADAPTERS)
+
+
+def settled(fleet: Fleet) -> list[int]:
+    """Send a request to each adapter until the numbers on the device stay; return those of each replica."""
+    seen: list[list[int]] = []
+
+    def stay() -> bool:
+        for name in ADAPTERS:
+            fleet.text(name)
+        engines = sorted(fleet.engines(), key=lambda each: str(each["replica"]))
+        seen.append([each["tiers"].get("device", 0) for each in engines])
+        return len(seen) > 1 and seen[-1] == seen[-2] and sum(seen[-1]) >= len(ADAPTERS)
+
+    wait_for(stay)
+    return seen[-1]
+
+
+def test_a_local_cluster_listens_on_loopback_and_elsewhere_only_where_serve_asks_for_the_token(fleet: Fleet) -> None:
+    """Serve binds a port of each replica to all addresses, and has no setting for it."""
+    elsewhere = {
+        process.name()
+        for process in psutil.Process(fleet.process.pid).children(recursive=True)
+        for each in process.net_connections(kind="tcp")
+        if each.status == psutil.CONN_LISTEN and each.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+    }
+    assert all(name.startswith("ray::ServeRepli") for name in elsewhere), elsewhere
+
+
+def test_a_caller_that_leaves_ends_the_work_on_its_replica(fleet: Fleet) -> None:
+    body = {"model": "a0", "prompt": "hello", "max_tokens": 3000, "ignore_eos": True, "stream": True}
+    with httpx2.stream("POST", f"{fleet.url}/v1/completions", json=body, timeout=PATIENCE_S) as reply:
+        next(reply.iter_lines())
+        own = reply.headers["x-request-id"]
+    wait_for(lambda: [row["finish_reason"] for row in fleet.rows() if row["request_id"] == own] == ["disconnect"])
+    wait_for(lambda: not any(each["in_flight"] for each in fleet.engines()))
+
+
+@pytest.mark.parametrize("victim", ["engine_pid", "pid"])
+def test_after_a_kill_of_an_engine_or_of_its_replica_each_request_ends_once(fleet: Fleet, victim: str) -> None:
+    for name in ADAPTERS:
+        fleet.text(name)
+    wait_for(lambda: any(each["tiers"].get("device") for each in fleet.engines()))
+    first = max(fleet.engines(), key=lambda each: each["tiers"].get("device", 0))
+    engine = psutil.Process(first["engine_pid"])
+    streams = [fleet.stream(name, 3000) for name in ADAPTERS]
+    kill(first[victim])
+    for stream in streams:
+        stream.reading.result()
+    assert all(len(stream.ends) == 1 for stream in streams), streams
+    assert "error" in {end for stream in streams for end in stream.ends}
+    wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
+    wait_for(lambda: sum(each["is_up"] for each in fleet.engines()) == 2)
+    assert all(fleet.text(name) for name in ADAPTERS)
+    own = {stream.request_id for stream in streams}
+    wait_for(lambda: own <= {*fleet.ledger()})
+    assert {count for name, count in Counter(fleet.ledger()).items() if name in own} == {1}
+
+
+def test_after_a_kill_of_the_edge_a_new_one_serves_and_the_ledger_has_each_request_once(fleet: Fleet) -> None:
+    streams = [fleet.stream(name, 1500) for name in ADAPTERS]
+    (edge,) = fleet.processes("Edge")
+    kill(edge.pid)
+    for stream in streams:
+        stream.reading.result()
+    assert all(not stream.ends for stream in streams)
+    wait_for(fleet.is_ready)
+    assert all(fleet.text(name) for name in ADAPTERS)
+    own = {stream.request_id for stream in streams}
+    wait_for(lambda: own <= {*fleet.ledger()})
+    assert {count for name, count in Counter(fleet.ledger()).items() if name in own} == {1}
+    wait_for(lambda: not any(each["in_flight"] for each in fleet.engines()))
+
+
+@pytest.mark.parametrize("mode", ["handle"])
+def test_a_fleet_grows_with_its_backlog_and_shrinks_to_none_and_the_next_request_starts_one(
+    folder: Path, mode: str
+) -> None:
+    rules = {"least_engines": 0, "engines": 1, "most_engines": 2, "target_backlog_s": 0.05, "calm_s": 90, "idle_s": 20}
+    settings = {"ray__mode": mode, **{f"ray__{name}": value for name, value in rules.items()}}
+    with running_fleet(folder, folder / f"scaled-{mode}", engine__max_running=1, **settings) as fleet:
+        seen = []
+
+        def running() -> int:
+            seen.append(int(fleet.state()["Engine"]["running"]))
+            return seen[-1]
+
+        long = {"max_tokens": 1000, "ignore_eos": True}
+        waiting = [fleet.readers.submit(fleet.complete, "base", "word " * 700, **long) for _ in range(8)]
+        wait_for(lambda: running() == 2, LONG_S)
+        for each in waiting:
+            assert each.result()["usage"]["completion_tokens"] == long["max_tokens"]
+        wait_for(lambda: running() == 0, LONG_S)
+        assert fleet.first_wait_ms("a1") > 500.0  # the start of an engine takes longer
+        assert len(fleet.processes("engine")) == 1
+
+
+def test_a_stop_during_a_stream_lets_it_end(folder: Path) -> None:
+    with running_fleet(folder, folder / "stopped") as fleet:
+        stream = fleet.stream("a0", 3000)
+        fleet.process.terminate()
+        stream.reading.result()
+        assert (stream.ends, stream.error) == (["length"], "")
