@@ -5,14 +5,17 @@
 
 Each case is one operation in the shape of a 7B base. First both back ends compute it on the same values: the largest
 difference is printed. Then they take turns, timed by events of the card. `bytes` are those that the operation must read
-and write; beside them stands the bandwidth of a copy in the same run. `--dry-run` computes every case once on the CPU,
-in Triton's interpreter and in small shapes, and prints the differences alone: it has no times.
+and write; beside them stands the bandwidth of a copy in the same run. Then a 7B base of random weights goes through the
+stages of `benchmarks/card/stages.py`, whose figures are ratios of one run. `--dry-run` computes every case once on the
+CPU, in Triton's interpreter and in small shapes, and walks every stage with a tiny base and recorded launches in place
+of graphs: it prints differences and counts, and no times.
 """
 
 import argparse
 import json
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,14 +26,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.card.base import LLAMA_7B, TINY, Base
+from benchmarks.card.stages import Stages
 from manylora.bench.machine import describe
 from manylora.errors import ConfigInvalid
 from manylora.ids import Digest
 from manylora.kernels.cuda.backend import TorchKernels
-from manylora.kernels.cuda.device import find_device
+from manylora.kernels.cuda.device import find_device, free_bytes
+from manylora.kernels.cuda.graphs import CudaGraphs
+from manylora.kernels.cuda.packed import CardWeights
 from manylora.kernels.lora_batch import LoraSegment, PlacedAdapter
-from manylora.kernels.operands import AttentionBatch
+from manylora.kernels.operands import AttentionBatch, Packed
 from manylora.kernels.projections import LoraTarget, Projection
+from manylora.kernels.weight_groups import GroupedWeight
 
 RANKS = (4, 8, 16, 64)
 BLOCK = 16
@@ -74,8 +82,12 @@ def cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Ca
         yield Case(f"add_norm, {rows} rows", 4 * x.nbytes, partial(added_norm, x, delta, weight))
         yield Case(f"gated_silu, {rows} rows", 3 * x.nbytes, partial(activated, gate_up))
         yield from lora_cases(sizes, x, drawn)
+        yield experts_case(hidden, rows, drawn)
+        yield from (four_bit_case(hidden, x, has_minima) for has_minima in (True, False))
+        yield eight_bit_case(hidden, x)
     for context in sizes.contexts:
-        yield attention_case(sizes, context, drawn, device)
+        for window in (None, 256):
+            yield attention_case(sizes, context, window, drawn, device)
 
 
 def added_norm(x: Tensor, delta: Tensor, weight: Tensor, own: TorchKernels) -> Tensor:
@@ -84,6 +96,49 @@ def added_norm(x: Tensor, delta: Tensor, weight: Tensor, own: TorchKernels) -> T
 
 def activated(gate_up: Tensor, own: TorchKernels) -> Tensor:
     return own.gated_silu(gate_up)
+
+
+def experts_case(hidden: int, rows: int, drawn: Callable[..., Tensor]) -> Case:
+    """Two of eight experts for each row, a quarter as wide as the rows."""
+    experts = tuple(Packed(drawn(hidden // 4, hidden) * 0.02) for _ in range(8))
+    scores, picks = drawn(rows, 8).float(), drawn(2 * rows, hidden)
+    num_bytes = min(8, 2 * rows) * hidden * hidden // 4 * picks.element_size() + picks.nbytes
+
+    def run(own: TorchKernels) -> Tensor:
+        return own.expert_linear(own.route(scores, 2, True), picks, experts)
+
+    return Case(f"expert_linear, {rows} rows", num_bytes, run)
+
+
+def four_bit_case(hidden: int, x: Tensor, has_minima: bool) -> Case:
+    """A square weight in groups of 32, as its checkpoint stores it; plain operations widen it in each product."""
+    generator = torch.Generator().manual_seed(3)
+    shape = hidden, -(-hidden // 32)
+    levels = torch.randint(16, (hidden, hidden), generator=generator, dtype=torch.uint8)
+    scales = torch.rand(shape, generator=generator).half() * 0.01
+    minima = torch.randn(shape, generator=generator).half() * 0.05 if has_minima else None
+    weight, packed = GroupedWeight(levels, scales, minima, 32), dict[str, Packed]()
+
+    def run(own: TorchKernels) -> Tensor:
+        if own.name not in packed:
+            packed[own.name] = own.pack_groups(weight)
+        return own.linear(x, packed[own.name])
+
+    num_bytes = hidden * hidden // 2 + scales.nbytes * (1 + has_minima) + 2 * x.nbytes
+    return Case(f"linear in four bits, {len(x)} rows, {'minima' if has_minima else 'symmetric'}", num_bytes, run)
+
+
+def eight_bit_case(hidden: int, x: Tensor) -> Case:
+    """A square weight in eight bits; plain operations widen it in each product."""
+    weight = torch.randn(hidden, hidden, generator=torch.Generator().manual_seed(4))
+    packed = dict[str, Packed]()
+
+    def run(own: TorchKernels) -> Tensor:
+        if own.name not in packed:
+            packed[own.name] = CardWeights(x.dtype, own.torch_device, "int8").pack(weight)
+        return own.linear(x, packed[own.name])
+
+    return Case(f"linear in eight bits, {len(x)} rows", hidden * hidden + 4 * hidden + 2 * x.nbytes, run)
 
 
 def lora_cases(sizes: Sizes, x: Tensor, drawn: Callable[..., Tensor]) -> Iterator[Case]:
@@ -122,7 +177,9 @@ def adapter(number: int, rank: int, hidden: int, outs: list[int], drawn: Callabl
     return PlacedAdapter(Digest(f"{number:064d}"), torch.cat(parts), table)
 
 
-def attention_case(sizes: Sizes, context: int, drawn: Callable[..., Tensor], device: torch.device) -> Case:
+def attention_case(
+    sizes: Sizes, context: int, window: int | None, drawn: Callable[..., Tensor], device: torch.device
+) -> Case:
     """Eight sequences with one row each."""
     count, width = 8, sizes.kv_heads * sizes.head_dim
     blocks = -(-context // BLOCK)
@@ -135,9 +192,11 @@ def attention_case(sizes: Sizes, context: int, drawn: Callable[..., Tensor], dev
     def run(own: TorchKernels) -> Tensor:
         kv = own.new_kv(layers=1, num_blocks=1, block_size=BLOCK, kv_heads=sizes.kv_heads, head_dim=sizes.head_dim)
         kv.keys, kv.values = keys, values  # type: ignore[attr-defined]  # plain keys and values
-        return own.attend(q, kv, 0, None, batch)
+        return own.attend(q, kv, 0, window, batch)
 
-    return Case(f"attend, {count} rows of {context}", 2 * count * context * width * keys.element_size(), run)
+    seen = min(context, window or context)
+    name = f"attend, {count} rows of {context}, window {window}"
+    return Case(name, 2 * count * seen * width * keys.element_size(), run)
 
 
 def timed(run: Callable[[], object], rounds: int) -> float:
@@ -180,6 +239,8 @@ def main() -> None:
         device = torch.device("cpu") if given.dry_run else find_device(given.device)
     except ConfigInvalid as error:
         raise SystemExit(error.message) from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dtype, sizes = (torch.float32, DRY) if given.dry_run else (torch.bfloat16, CARD)
     from manylora.kernels.cuda.jit.backend import TritonKernels
 
@@ -191,12 +252,39 @@ def main() -> None:
         print(f"{torch.cuda.get_device_name(device)}, copy {found['copy_gb_per_s']:.0f} GB/s")
     for case in cases(sizes, device, dtype):
         line = compare(case, plain, own, 0 if given.dry_run else given.rounds)
-        found["lines"].append(line)
-        print(
-            "  ".join(f"{key} {value:.3g}" if isinstance(value, float) else str(value) for key, value in line.items())
-        )
+        report(found["lines"], line)
+    for line in stages(device, dtype, given.rounds, found.get("copy_gb_per_s", 1.0)):
+        report(found["lines"], line)
     if given.json:
         given.json.write_text(json.dumps(found, indent=2))
+
+
+def report(lines: list[dict[str, Any]], line: dict[str, Any]) -> None:
+    lines.append(line)
+    print(
+        "  ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in line.items())
+    )
+
+
+def stages(device: torch.device, dtype: torch.dtype, rounds: int, copy_gb_per_s: float) -> Iterator[dict[str, Any]]:
+    """Yield the lines of all stages, on a 7B base with a card, else on a tiny one."""
+    from manylora.kernels.cuda.jit.backend import TritonKernels
+
+    if device.type == "cuda":
+        kernels = TritonKernels(device, dtype, free_bytes(device), capture=CudaGraphs())
+        base = Base(LLAMA_7B, kernels, device)
+        yield from Stages(base, kernels.copies(), synchronised, rounds, 1e9 * copy_gb_per_s).all()
+    else:
+        from tests.kernels.cuda.recorder import RecordedGraphs
+
+        kernels = TritonKernels(device, dtype, capture=RecordedGraphs())
+        yield from Stages(Base(TINY, kernels, device), kernels.copies(), lambda: 0.0, 1, 1e9).all()
+
+
+def synchronised() -> float:
+    """Return the seconds when the card has done its work."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from torch import Tensor
 from manylora import errors
 from manylora.adapter_ref import SourceName
 from manylora.adapter_state import AdapterHandle, AdapterState
+from manylora.adapters.banks.bank import Bank
+from manylora.adapters.banks.devices import CpuBank
 from manylora.adapters.ingest.process import InlineIngest
 from manylora.adapters.jobs import Ingest, IngestSettings
 from manylora.adapters.packing.image import ImageFacts
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store.store import Store
-from manylora.adapters.tiers.bank import Bank, CpuBank
 from manylora.adapters.tiers.disk import DiskTier, ingest_rules
 from manylora.adapters.tiers.fakes import TwoMemoryBank
 from manylora.adapters.tiers.reading import InlineReader, Reader

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from manylora.kernels.cpu.linear import Bf16Linear
 from manylora.kernels.operands import RopeTable
+from tests.conftest import long, thinned
 from tests.kernels.cases import (
     BACK_ENDS,
     TOLERANCE,
@@ -51,9 +52,12 @@ def compare(
     assert error(torch.stack([actual[key] for key in keys]), torch.stack([expected[key] for key in keys])) < limit
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("window", [None, 1, 7, 16, 40])
-@pytest.mark.parametrize("name", [*TWO_THREADS, "native-3-float32-adapters", "torch"])
+MIXING = itertools.product(
+    [*TWO_THREADS, "native-3-float32-adapters", "torch"], [None, 1, 7, 16, 40], [*SHAPES]
+)  # each fifth case: every back end with every shape, and with every window
+
+
+@pytest.mark.parametrize(("name", "window", "shape"), thinned(MIXING, 5), ids=str)
 def test_prompts_and_single_tokens_mix_in_one_step(name: str, shape: Heads, window: int | None) -> None:
     paged = PagedSequences([50, 33, 17, 16, 1])
     prompts = [(0, 0, 32), (1, 0, 15), (2, 0, 16), (3, 0, 15)]
@@ -91,9 +95,9 @@ def test_a_table_of_no_positions_rotates_nothing(name: str) -> None:
     assert torch.equal(found[0], found[1])
 
 
-@pytest.mark.parametrize("window", [None, 300, 700])
-@pytest.mark.parametrize("block_size", [4, 16, 48, 512])
-@pytest.mark.parametrize("name", TWO_THREADS)
+@pytest.mark.parametrize(
+    ("name", "block_size", "window"), thinned(itertools.product(TWO_THREADS, [4, 16, 48, 512], [None, 300, 700]), 5)
+)
 def test_a_context_of_several_segments_agrees_with_the_reference(
     name: str, block_size: int, window: int | None
 ) -> None:
@@ -138,7 +142,6 @@ def test_what_blocks_behind_a_window_hold_is_never_read(name: str) -> None:
     assert all(torch.equal(clean, poisoned) for clean, poisoned in zip(found[:4], found[4:], strict=True))
 
 
-@settings(max_examples=40)
 @given(data=st.data())
 def test_random_steps_agree_with_the_reference(data: st.DataObject) -> None:
     group = data.draw(st.sampled_from([1, 3, 4, 8]))
@@ -258,7 +261,8 @@ def rounded_attention(q: Tensor, k: Tensor, v: Tensor, segment: int = 256) -> Te
     return mean.float()
 
 
-def test_pairs_round_queries_and_weights_and_nothing_else() -> None:
+@pytest.mark.parametrize("step", [7, *long(1)])
+def test_pairs_round_queries_and_weights_and_nothing_else(step: int) -> None:
     """A score beside the middle of two bfloat16 may round to either, so that the mean counts."""
     shape, length = Heads(2, 1, 64), 600
     qkv = random(5, length, shape.qkv_width)
@@ -272,7 +276,7 @@ def test_pairs_round_queries_and_weights_and_nothing_else() -> None:
     expected = torch.stack(
         [
             torch.cat([rounded_attention(head, k[: row + 1], v[: row + 1]) for head in q[row].view(2, 64)])
-            for row in range(length)
+            for row in range(0, length, step)
         ]
     )
-    assert (found - expected).abs().mean() < TOLERANCE["attend"] * expected.abs().max()
+    assert (found[::step] - expected).abs().mean() < TOLERANCE["attend"] * expected.abs().max()

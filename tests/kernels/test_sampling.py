@@ -52,7 +52,7 @@ def assert_agrees(kernels: Kernels, logits: Tensor, rules: SamplingRules) -> Non
 
 
 @given(data=st.data())
-@settings(max_examples=120)
+@settings(max_examples=2 * settings().max_examples)
 def test_every_rule_draws_what_the_specification_draws(kernels: Kernels, data: st.DataObject) -> None:
     vocab = data.draw(st.sampled_from([1, 7, 16, 255, 256, 257, 1000, 20_011]))
     scale = data.draw(st.sampled_from([0.0, 0.01, 1.0, 3.0, 30.0]))
@@ -119,18 +119,23 @@ def test_tokens_come_as_often_as_their_probability_says(kernels: Kernels) -> Non
     assert float(((counts - expected) ** 2 / expected).sum()) < 31.3  # chi-square, 11 degrees: one in a thousand
 
 
+@pytest.fixture(params=(*NATIVE, "torch"))
+def masking(request: pytest.FixtureRequest) -> Kernels:
+    return BACK_ENDS[request.param]()
+
+
 # --- masks ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("vocab", [1, 31, 32, 33, 1000, 20_011])
 @pytest.mark.parametrize("words_beside", [-1, 0, 2])
-def test_a_mask_bars_what_it_leaves_out(kernels: Kernels, vocab: int, words_beside: int) -> None:
+def test_a_mask_bars_what_it_leaves_out(masking: Kernels, vocab: int, words_beside: int) -> None:
     words = max(1, (vocab + 31) // 32 + words_beside)
     chance = np.random.default_rng(vocab)
     masks = chance.integers(0, 2**32, (3, words), dtype=np.uint32)
     masks[0, ::2], masks[2, ::3] = 0, 2**32 - 1
     logits, rows = random(5, 6, vocab), np.array([4, 0, 3], dtype=np.int64)
-    kernels.mask_logits(masked := logits.clone(), rows, masks)
+    masking.mask_logits(masked := logits.clone(), rows, masks)
     may_come = np.zeros((6, vocab), dtype=bool)
     may_come[[1, 2, 5]] = True
     for row, mask in zip(rows, masks, strict=True):

@@ -5,7 +5,7 @@ import torch
 
 from manylora.kernels.reference import ReferenceKernels
 from manylora.kernels.select import select_kernels
-from manylora.kernels.storage_form import BFLOAT16, FLOAT32, INT4, INT8, expected_form
+from manylora.kernels.storage_form import BFLOAT16, FLOAT32, INT4, INT8, expected_form, on_card
 
 
 @pytest.mark.parametrize("kernels", ["native", "reference"])
@@ -29,6 +29,8 @@ def test_a_block_of_keys_and_values_has_the_bytes_that_are_allocated(
         ("auto", "int4", INT4),
         ("reference", "none", FLOAT32),
         ("reference", "int8", FLOAT32),
+        ("torch", "none", on_card(FLOAT32, "none")),
+        ("torch", "int8", on_card(FLOAT32, "int8")),
     ],
 )
 def test_the_form_that_settings_mean_is_that_of_the_back_end(kernels: str, quantize: str, form: object) -> None:

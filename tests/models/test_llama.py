@@ -150,6 +150,7 @@ def test_only_the_wanted_rows_get_logits(windowed: tuple[LlamaModel, Tensor]) ->
 
 
 @pytest.mark.base
+@pytest.mark.long
 def test_the_default_bases_logits_equal_those_of_transformers(base_dir: Path) -> None:
     tokens = torch.tensor([1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198])
     found = run_in_chunks(load(base_dir), tokens, [10, 1, 5])

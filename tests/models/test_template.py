@@ -1,11 +1,14 @@
 """Chat templates: what real ones rely on works, and none can run or grow for ever or reach out of its sandbox."""
 
 import datetime
+import re
+from collections.abc import Iterator
 
 import pytest
 
 from manylora.clock import ManualClock
 from manylora.errors import TemplateFailed
+from manylora.models.text import template
 from manylora.models.text.template import MAX_LOOP_TURNS, ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
@@ -105,3 +108,44 @@ def test_a_slow_template_is_stopped_by_the_clock() -> None:
     with pytest.raises(TemplateFailed, match="seconds"):
         template.render({"turns": 5000})
     assert MAX_LOOP_TURNS > 5000
+
+
+def test_the_mark_of_the_last_message_is_found_in_one_pass_over_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = list[int]()
+
+    class Counting:
+        def finditer(self, text: str) -> Iterator[re.Match[str]]:
+            passes.append(len(text))
+            return marks.finditer(text)
+
+    marks = template._MARKS
+    monkeypatch.setattr(template, "_MARKS", Counting())
+    for content in (
+        "plain",
+        "CONTINUE_FINAL_MESSAGE",
+        "CONTINUE_FINAL_MESSAGE" + "_" * 5000,
+        "aCONTINUE_FINAL_MESSAGE__b",
+    ):
+        mark = template._mark(content)
+        assert mark not in content
+        (opened,) = template.open_last([{"role": "assistant", "content": content}])
+        assert template.cut_last(f"<s>{opened['content']}</s>", content) == f"<s>{content}"
+    assert len(passes) == 3 * 4
+
+
+def test_the_check_of_a_format_reads_each_character_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = list[int]()
+
+    class Counting:
+        def search(self, text: str) -> re.Match[str] | None:
+            read.append(len(text))
+            return wide.search(text)
+
+    wide = template._WIDE
+    monkeypatch.setattr(template, "_WIDE", Counting())
+    content = ("{" + ":" * 500 + "}") * 100
+    assert render("{{ text | indent(2) }}", text=content) == content
+    assert sum(read) <= 2 * len(content)
+    for field in ("{:12345}", "{a:>12345}", "{:{}}", "{0[{"):
+        with pytest.raises(TemplateFailed, match="width of over four digits"):
+            render("{{ text | indent(2) }}", text=field)

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from manylora.errors import ModelNotFound, ModelUnsupported, TemplateFailed
 from manylora.models.text.adapter_text import AdapterText, AddedToken
 from manylora.models.text.tokenizer import Tokenizer
+from tests.conftest import long
 from tests.models.tiny_tokenizers import save_byte_level, save_sentencepiece
 
 TEXTS = st.one_of(
@@ -184,11 +185,12 @@ def test_the_default_bases_prompts_equal_those_of_transformers(
 
 
 @pytest.mark.base
-def test_the_default_bases_ids_equal_those_of_transformers(base_dir: Path) -> None:
+@pytest.mark.parametrize("examples", [60, *long(200)])
+def test_the_default_bases_ids_equal_those_of_transformers(base_dir: Path, examples: int) -> None:
     oracle, ours = AutoTokenizer.from_pretrained(base_dir), Tokenizer(base_dir)
 
     @given(text=TEXTS)
-    @settings(max_examples=200)
+    @settings(max_examples=examples)
     def check(text: str) -> None:
         ids = ours.encode(text)
         assert ids == oracle(text)["input_ids"]

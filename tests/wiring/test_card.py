@@ -1,6 +1,6 @@
 """An engine on a device with memory of its own, played by host memory: bank, host tier, mixed batches, preemption."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -20,6 +20,7 @@ from manylora.ids import Digest, Flow, RequestId, mint_request_id
 from manylora.kernels.cuda.backend import TorchKernels
 from manylora.system.resources import Resources
 from manylora.wiring.engine import build_engine_on
+from tests.conftest import long
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.tiny import ALL, BYTE_LEVEL_VOCAB, make_adapter, make_base
 
@@ -104,11 +105,14 @@ def request(number: int, adapter: AdapterRef | None, length: int = 14, *, new_to
     )
 
 
-def run(engine: Engine, requests: list[Request]) -> dict[RequestId, list[int]]:
+def run(
+    engine: Engine, requests: list[Request], each_step: Callable[[], None] = lambda: None
+) -> dict[RequestId, list[int]]:
     tokens: dict[RequestId, list[int]] = {request.id: [] for request in requests}
     for each in requests:
         engine.submit(each)
     while engine.has_work:
+        each_step()
         events = engine.step()
         for token in events.tokens:
             tokens[token.request_id].append(token.token_id)
@@ -136,6 +140,16 @@ def test_an_evicted_adapter_comes_back_from_the_host_tier_with_the_same_tokens(c
     assert [run(crowded, [request(3, name)]).popitem()[1] for name in names] == first
 
 
+def test_adapters_beyond_the_bank_evict_each_other_and_never_the_base(crowded: Engine, roomy: Engine) -> None:
+    names = [AdapterRef(SourceName.LOCAL, name) for name in SHAPES]
+    requests = [request(11, name) for name in (*names, *names, None)]
+    evictions = crowded.stats().adapters.evictions
+    found = run(crowded, requests)
+    assert crowded.stats().adapters.evictions > evictions
+    for each in requests:
+        assert found[each.id] == run(roomy, [each])[each.id]
+
+
 def test_a_deleted_adapter_leaves_zeros_in_the_memory_of_the_card(crowded: Engine) -> None:
     name = AdapterRef(SourceName.LOCAL, "large")
     run(crowded, [request(3, name)])
@@ -147,3 +161,16 @@ def test_a_deleted_adapter_leaves_zeros_in_the_memory_of_the_card(crowded: Engin
     assert not image.any()
     with pytest.raises(AdapterNotFound):
         crowded.info(name)
+
+
+@pytest.mark.parametrize("quantize", ["int8", *long("int4")])
+def test_a_mixed_batch_on_a_quantised_base_equals_each_request_alone(folder: Path, quantize: str) -> None:
+    kernels = TorchKernels(torch.device("cpu"), torch.float32, 2048 * MIB, quantize)
+    engine = open_engine(folder, kernels, quantize, engine__max_running=8)
+    try:
+        requests = [request(10 + number, name, 5 + 4 * number) for number, name in enumerate(NAMES)]
+        mixed = run(engine, requests)
+        for each in requests:
+            assert mixed[each.id] == run(engine, [each])[each.id]
+    finally:
+        engine.close()

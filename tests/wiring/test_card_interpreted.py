@@ -13,17 +13,19 @@ from tests.wiring.test_card import MIB, NAMES, folder, open_engine, request, run
 
 require_triton()
 from manylora.kernels.cuda.jit.backend import TritonKernels  # noqa: E402 - after the check
+from tests.kernels.cuda.recorder import RecordedGraphs  # noqa: E402 - it imports Triton
 
 __all__ = ["folder"]
 
 
 @pytest.fixture
 def engines(folder: Path) -> Iterator[tuple[Engine, Engine]]:
-    """A crowded engine in the interpreter, and a roomy one of torch."""
+    """A crowded engine in the interpreter with captured steps, and a roomy one of torch."""
     host, made = torch.device("cpu"), []
-    kernels = TritonKernels(host, torch.float32, own_memory_bytes=2048 * MIB)
+    kernels = TritonKernels(host, torch.float32, own_memory_bytes=2048 * MIB, capture=RecordedGraphs())
     block_bytes = kernels.form.kv_block_bytes(layers=2, block_size=4, kv_heads=2, head_dim=8)
     flags = {"engine__max_step_tokens": 16, "engine__max_running": 6, "engine__kv_bytes": 16 * block_bytes}
+    flags["adapters__max_rank"] = 24
     made.append(open_engine(folder, kernels, "interpreted", adapters__bank_bytes=150_000, **flags))
     made.append(open_engine(folder, TorchKernels(host, torch.float32, own_memory_bytes=2048 * MIB), "oracle"))
     yield made[0], made[1]
@@ -39,4 +41,7 @@ def test_a_mixed_batch_in_the_interpreter_equals_each_request_alone(engines: tup
     mixed = run(crowded, requests)
     for each in requests:
         assert mixed[each.id] == run(oracle, [each])[each.id]
-    assert crowded.stats().preemptions > 0
+    stats = crowded.stats()
+    assert stats.preemptions > 0
+    assert stats.replayed_steps > 4
+    assert 4 < stats.eager_steps <= stats.steps - stats.replayed_steps

@@ -78,6 +78,16 @@ def set_projection_vectors(
     extras[first : first + 2] = bias, gain
 
 
+def changes_projections_alone(extras: Extras, vocabulary: int) -> bool:
+    """Return whether an adapter leaves embedding, norms, head and a base's vocabulary of so many tokens as they are."""
+    if not extras.size:
+        return True
+    parts = (HEAD, EMBED, HEAD_ROWS, EMBED_ROWS)
+    vectors = extras[HEAD_VECTORS.start : int(extras[VECTORS_AT])]  # of head, embedding and norms
+    has_part = any(extras[part.stop - 1] for part in parts)
+    return not has_part and bool((vectors == NONE).all()) and int(extras[VOCABULARY]) <= vocabulary
+
+
 def task_head(extras: Extras, layers: int, width: int) -> TaskHead | None:
     """Return the classification head of an adapter; None if it has none. `layers`, `width`: of its table."""
     if not extras.size:

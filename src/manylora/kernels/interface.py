@@ -1,14 +1,16 @@
 """The seam between the engine and the arithmetic: a back end, and a model's forward pass in its form."""
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from manylora.kernels.captures.limits import CaptureLimits, StepCounts
 from manylora.kernels.collectives import Collectives
 from manylora.kernels.lora_batch import LoraBatch, LoraSegment
 from manylora.kernels.operands import KvCache, Packed, StepInput
-from manylora.kernels.sampling import RowNumbers, SamplingRules, TokenMasks
+from manylora.kernels.sampling import RowNumbers, SamplingRules, TokenMasks, TokenScore
 from manylora.kernels.storage_form import StorageForm
 from manylora.kernels.table_of_operations import Operations, Rows
 from manylora.kernels.weight_groups import WeightGroups
@@ -32,6 +34,37 @@ class CompiledForward(Protocol):
         """
 
 
+@runtime_checkable
+class PreparedForward(CompiledForward, Protocol):
+    """A `CompiledForward` that can do before the first step what the steps of decoding would do at first."""
+
+    def prepare(self, kv: KvCache) -> int:
+        """Capture every size and kind of step on these keys and values, which stay unchanged; return their number."""
+
+
+class Copy(Protocol):
+    """A copy from host memory to the device. `tensor`, on the device, is read only once the copy has ended."""
+
+    @property
+    def tensor(self) -> Tensor: ...
+
+    def has_ended(self) -> bool:
+        """Return whether the copy has ended; later steps may read the tensor then. Does not wait."""
+
+
+class Copies(Protocol):
+    """Copies of adapters to the device, beside the steps where the device can."""
+
+    def begin(self, source: Tensor) -> Copy:
+        """Begin to copy a tensor of host memory, which does not change until the end."""
+
+    def lock_pages(self, memory: Tensor) -> None:
+        """Keep the pages of a tensor in memory, from which `begin` will copy, where that makes copies faster."""
+
+    def unlock_pages(self, memory: Tensor) -> None:
+        """Undo `lock_pages`, before the memory is freed."""
+
+
 class Profile(Protocol):
     """Time spent in kernels since the start of the profile."""
 
@@ -51,6 +84,7 @@ class Kernels(Protocol):
     kv_dtype            dtype of the paged keys and values
     lora_dtype          dtype of adapters' images
     is_row_independent  True if a row's result has the same bits whatever other rows the step holds
+    steps               numbers of steps that compiled forwards replayed and did not, on a back end that can do either
     """
 
     name: str
@@ -63,6 +97,7 @@ class Kernels(Protocol):
     kv_dtype: torch.dtype
     lora_dtype: torch.dtype
     is_row_independent: bool
+    steps: StepCounts
 
     def pack(self, weight: WeightRows) -> Packed:
         """Return `weight` (out, in), any float dtype, in this back end's layout, for `embed`, `linear` and `logits`.
@@ -83,13 +118,20 @@ class Kernels(Protocol):
     def place(self, constant: Tensor) -> Tensor:
         """Return a tensor that is the same in every step (norm, bias, router, angles) on this back end's device."""
 
-    def compile(self, forward: Forward, ranks: Collectives | None = None) -> CompiledForward:
+    def copies(self) -> Copies:
+        """Return the copies of adapters to this back end's device."""
+
+    def compile(
+        self, forward: Forward, ranks: Collectives | None = None, limits: CaptureLimits | None = None
+    ) -> CompiledForward:
         """Return a function that runs `forward` as fast as this back end can.
 
         The function stages the step, whose tensors are in host memory, on the device. Its results have the bits that
         the same operations give one by one.
 
-        Args:  ranks  of a model that several processes compute together; its logits are those of rank 0
+        Args:  ranks   of a model that several processes compute together; its logits are those of rank 0
+               limits  of steps that a back end may capture for replays, where it computes steps in both ways; None:
+                       none is captured
         """
 
     def start_profile(self) -> Profile | None:
@@ -101,6 +143,9 @@ class Kernels(Protocol):
         A token may differ from the one of `sample_tokens` where a sum differs in its last bits. One back end gives the
         same token for the same row, whatever the other rows.
         """
+
+    def score(self, logits: Tensor, tokens: Sequence[int], num_alternatives: Sequence[int]) -> list[TokenScore]:
+        """Return the scores of given tokens, one for each row of logits, as `sampling.score_tokens`."""
 
     def mask_logits(self, logits: Tensor, rows: RowNumbers, masks: TokenMasks) -> None:
         """Set the logits of tokens outside their row's mask to -Inf, in place, as `sampling.mask_logits`."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from manylora.kernels.captures.limits import CaptureLimits
 from manylora.kernels.collectives import Collectives
 from manylora.kernels.interface import CompiledForward, Forward
 from manylora.kernels.operands import AttentionBatch, KvCache, Packed
@@ -44,7 +45,9 @@ class ReferenceKernels(PlainKernels):
     def embed(self, token_ids: Tensor, table: Packed) -> Tensor:
         return plain(table)[token_ids].float()
 
-    def compile(self, forward: Forward, ranks: Collectives | None = None) -> CompiledForward:
+    def compile(
+        self, forward: Forward, ranks: Collectives | None = None, limits: CaptureLimits | None = None
+    ) -> CompiledForward:
         ops = self.with_ranks(ranks)
         return lambda step, kv, reuse=None: forward(ops, step, kv)
 

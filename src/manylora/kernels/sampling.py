@@ -11,8 +11,9 @@ lower ids stay and higher ones go: exactly k tokens, and top_k = 1 is greedy.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -69,6 +70,39 @@ def sample_tokens(logits: Tensor, rules: SamplingRules) -> tuple[list[int], list
             if math.isfinite(peaks[index]):
                 tokens[index] = _draw(matrix[index], peaks[index], rules[index])
     return tokens, peaks
+
+
+class TokenScore(NamedTuple):
+    """The score of one token of one row of logits.
+
+    peak          the row's highest logit, NaN if the row has one; if it is not finite, the others mean nothing
+    logprob       natural, before temperature and filters
+    alternatives  the most likely (token id, logprob) pairs, best first, as many as asked for
+    """
+
+    peak: float
+    logprob: float = 0.0
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+def score_tokens(logits: Tensor, tokens: Sequence[int], num_alternatives: Sequence[int]) -> list[TokenScore]:
+    """Return the scores of given tokens, one for each row, with as many alternatives beside each.
+
+    Args:  logits (len(tokens), vocab) float32, in host memory, left unchanged
+    """
+    matrix = logits.detach().contiguous().numpy()
+    rows = zip(matrix, tokens, num_alternatives, strict=True)
+    return [_score(row, token, most) for row, token, most in rows]
+
+
+def _score(logits: _Floats, token: int, num_alternatives: int) -> TokenScore:
+    peak = float(logits.max())
+    if not math.isfinite(peak):
+        return TokenScore(peak)
+    normaliser = peak + math.log(float(np.exp(logits - np.float32(peak)).sum(dtype=np.float64)))
+    best = ranked_best(logits, min(num_alternatives, len(logits))).tolist()
+    alternatives = tuple((each, float(logits[each]) - normaliser) for each in best)
+    return TokenScore(peak, float(logits[token]) - normaliser, alternatives)
 
 
 def mask_logits(logits: Tensor, rows: RowNumbers, masks: TokenMasks) -> None:

@@ -15,6 +15,7 @@ from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, NativeLinear, WeightFormat, why_not_bf16
 from manylora.kernels.cuda.backend import TorchKernels
 from manylora.kernels.cuda.device import free_bytes, resolve
+from manylora.kernels.cuda.graphs import CudaGraphs
 from manylora.kernels.interface import Kernels
 from manylora.kernels.reference import ReferenceKernels
 
@@ -46,19 +47,19 @@ def select_kernels(
                  one machine before and after a restart, give the same tokens
 
     Args:
-        device    `auto`, `cpu`, `cuda` or `cuda:n`; `auto` is a card only for `kernels` and `quantize` of one
-        quantize  `int8`, `int4`: the form in which the native kernels hold the linear layers, and the embedding and
-                  the head in int8; the reference kernels ignore it
+        device    `auto`, `cpu`, `cuda` or `cuda:n`; `auto` is a card only for `kernels` of one
+        quantize  `int8`, `int4`: the form in which the kernels hold the linear layers, and the embedding and the head
+                  in int8; the reference kernels ignore it
         threads   size of the native pool
         spin_us   microseconds for which a worker of the pool spins before it sleeps
     Raises: ValueError for an unknown name; `ConfigInvalid` for a card that torch does not find, and without Triton.
     """
     if name not in KERNELS:
         raise ValueError(f"unknown kernels {name!r}: choose one of {', '.join(KERNELS)}")
-    if name in CARD_KERNELS and quantize == "none":
+    if name in CARD_KERNELS:
         found = resolve(device)
         if found.type != "cpu" or name != "auto":
-            return _card_kernels(name, found)
+            return _card_kernels(name, found, quantize)
     if name == "reference":
         return ReferenceKernels()
     try:
@@ -72,14 +73,16 @@ def select_kernels(
     return kernels
 
 
-def _card_kernels(name: str, device: torch.device) -> Kernels:
+def _card_kernels(name: str, device: torch.device, quantize: str) -> Kernels:
     """Return the kernels of a card, or the same of the CPU. Raises `ConfigInvalid` where Triton cannot be had."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # Triton launches, and streams are made, on the current one
     if name == "torch":
-        return TorchKernels(device, dtype, free_bytes(device))
+        return TorchKernels(device, dtype, free_bytes(device), quantize)
     try:
         from manylora.kernels.cuda.jit.backend import TritonKernels
-        from manylora.kernels.cuda.jit.interpreting import is_interpreting
+        from manylora.kernels.cuda.jit.programs.interpreting import is_interpreting
     except ImportError as error:
         raise ConfigInvalid(f"model.kernels {name}: {error}; install triton, or use model.kernels torch") from error
     if device.type == "cpu" and not is_interpreting():
@@ -87,7 +90,8 @@ def _card_kernels(name: str, device: torch.device) -> Kernels:
             "model.kernels triton computes on a card: with model.device cpu it takes Triton's interpreter, for tests "
             "alone (TRITON_INTERPRET=1)"
         )
-    return TritonKernels(device, dtype, free_bytes(device))
+    capture = CudaGraphs() if device.type == "cuda" else None
+    return TritonKernels(device, dtype, free_bytes(device), quantize, capture=capture)
 
 
 def _choose_format(name: str, native: NativeLibrary) -> WeightFormat:

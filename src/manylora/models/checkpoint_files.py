@@ -1,26 +1,29 @@
-"""The tensors of a base model: their names and shapes by the spec, the check of its files, and its fingerprint.
+"""The tensors of a base model: their names, shapes and bits by the spec, the check of its files, and its fingerprint.
 
 Imports without torch.
 """
 
 import hashlib
 import json
+import math
 import struct
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from manylora.errors import ModelUnsupported
-from manylora.kernels.projections import FEED_FORWARD, Projection
+from manylora.kernels.projections import EXPERT_NAMES, FEED_FORWARD, Projection
+from manylora.kernels.storage_form import StorageForm
+from manylora.models.checkpoints.four_bits import stacked_four_bits
 from manylora.models.checkpoints.gptq import GptqMatrix
 from manylora.models.checkpoints.quantization import read_scheme
 from manylora.models.checkpoints.quantized import with_quantized
 from manylora.models.checkpoints.safetensors_file import read_header_bytes
 from manylora.models.checkpoints.shards import listed, read_shards, weight_files
 from manylora.models.checkpoints.stored import FLOATS, DenseTensor, StoredTensor, widened
-from manylora.models.expert_tensors import mixture_shapes, separate_experts
+from manylora.models.expert_tensors import expert_path, mixture_shapes, separate_experts
 from manylora.models.gguf.parts import named_as_part, part_files
 from manylora.models.gguf.tensors import read_gguf
 from manylora.models.spec import ModelSpec, read_json
@@ -33,6 +36,10 @@ Q_NORM, K_NORM = "self_attn.q_norm.weight", "self_attn.k_norm.weight"
 GGUF_NAME = "model.gguf"
 """The name of a GGUF file, or of a link to it or to the first part of a model, in a base's directory."""
 EMBED, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+FUSED = tuple(dict.fromkeys(projection.fused for projection in Projection))
+"""The names of the fused products."""
 
 
 def block_tensor(layer: int, path: str) -> str:
@@ -63,6 +70,15 @@ def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     for layer in range(spec.num_layers):
         shapes |= {block_tensor(layer, path): shape for path, shape in block.items()}
     return shapes
+
+
+def fused_weights(spec: ModelSpec, layer: int, name: str) -> list[tuple[str, ...]]:
+    """Return the checkpoint's names of the parts of each matrix of a fused product: one matrix, or one an expert."""
+    own = [projection for projection in Projection if projection.fused == name]
+    if spec.experts is None or own[0] not in FEED_FORWARD:
+        return [tuple(block_tensor(layer, f"{projection.path}.weight") for projection in own)]
+    experts = range(spec.experts.count)
+    return [tuple(block_tensor(layer, expert_path(expert, p)) for p in EXPERT_NAMES if p in own) for expert in experts]
 
 
 def read_entries(directory: Path) -> Mapping[str, StoredTensor]:
@@ -113,6 +129,24 @@ def storage_formats(entries: Mapping[str, StoredTensor]) -> str:
     for entry in entries.values():
         sizes[entry.dtype] += entry.num_bytes
     return ", ".join(name for name, _ in sizes.most_common())
+
+
+def form_with_stored(form: StorageForm, spec: ModelSpec, entries: Mapping[str, StoredTensor]) -> StorageForm:
+    """Return the form with the mean bits of a checkpoint's matrices, of which those in four bits may stay as they are.
+
+    Args:  entries  of the whole base; headers are read, and zero points of matrices in four bits
+    """
+    if not form.keeps_four_bits or form.quantises_to_four_bits:
+        return form
+    bits, count, is_kept = 0.0, 0, False
+    for layer in range(spec.num_layers):
+        for parts in (parts for name in FUSED for parts in fused_weights(spec, layer, name)):
+            matrices = [entries[part] for part in parts]
+            own = sum(math.prod(matrix.shape) for matrix in matrices)
+            stacked = stacked_four_bits(matrices, quantises=False)
+            bits += own * form.weight_bits if stacked is None else 8.0 * stacked.num_bytes
+            count, is_kept = count + own, is_kept or stacked is not None
+    return replace(form, weight_bits=bits / count, is_widened=True) if is_kept else form
 
 
 def check_entries(entries: Mapping[str, StoredTensor], spec: ModelSpec) -> None:

@@ -5,8 +5,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from manylora.kernels.captures.limits import CaptureLimits
 from manylora.kernels.collectives import Collectives
-from manylora.kernels.interface import Kernels, Profile
+from manylora.kernels.interface import Kernels, PreparedForward, Profile
 from manylora.kernels.lora_batch import LoraBatch
 from manylora.kernels.operands import KvCache, Packed, RopeTable, StepInput
 from manylora.kernels.projections import ROUTER, LoraTarget, expert_targets, lora_targets
@@ -22,6 +23,7 @@ class LlamaModel:
     Args:    max_positions  the number of positions to prepare angles for; None: all positions of the model
              share          the part of the base that `weights` has; None: the whole base
              ranks          those that have the parts; given with `share`. Each runs the same steps in the same order
+             captured       limits of the steps that the back end may capture; None: it captures none
     Thread:  one at a time
     """
 
@@ -34,6 +36,7 @@ class LlamaModel:
         max_positions: int | None = None,
         share: Share | None = None,
         ranks: Collectives | None = None,
+        captured: CaptureLimits | None = None,
     ) -> None:
         self.spec = spec
         self.own_spec = own = spec if share is None else share.own
@@ -44,7 +47,11 @@ class LlamaModel:
         self._unrotated = _placed(kernels, build_rope_table(spec, 0))
         self._targets = {name: lora_targets(name, own) for name in ("qkv", "o", "gate_up", "down")}
         self._expert_targets = {name: expert_targets(name, own) for name in ("gate_up", "down")}
-        self._run = kernels.compile(self._forward, ranks)
+        self._run = kernels.compile(self._forward, ranks, captured)
+
+    def prepare(self, kv: KvCache) -> int:
+        """Capture the steps that the back end captures, before the first one; return their number."""
+        return self._run.prepare(kv) if isinstance(self._run, PreparedForward) else 0
 
     def forward(self, step: StepInput, kv: KvCache, reuse: Tensor | None = None) -> Tensor:
         """Run one step: write the rows' keys and values into `kv`, return (sampled, vocab) float32 logits.

@@ -42,3 +42,13 @@ def step_bytes(spec: ModelSpec, rows: int, ranks: int = 1) -> int:
 def angle_bytes(spec: ModelSpec, positions: int) -> int:
     """Return the bytes of the float32 rotary angles: a cosine and a sine for each pair of dimensions."""
     return 2 * 4 * positions * (spec.head_dim // 2)
+
+
+def widened_bytes(spec: ModelSpec, form: StorageForm) -> int:
+    """Return the bytes of the largest matrix of a block as a product of many rows widens it; 0: none is widened."""
+    if not form.is_widened:
+        return 0
+    own = [spec.hidden * (spec.q_size + 2 * spec.kv_size), spec.hidden * spec.q_size]
+    if spec.experts is None:  # an expert's picks are multiplied in tiles
+        own.append(2 * spec.intermediate * spec.hidden)
+    return max(own) * form.lora_item_bytes

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Self
 
 import numpy as np
 import torch
@@ -10,15 +9,10 @@ from torch import Tensor
 
 from manylora.kernels.interface import Kernels
 from manylora.kernels.operands import Packed
-from manylora.kernels.weight_groups import GROUP, GroupedRows, grouped
-from manylora.models.checkpoints.four_bits import BITS, FourBitMatrix, in_four_bits
+from manylora.kernels.weight_groups import GroupedRows, grouped
+from manylora.models.checkpoints.four_bits import StackedFourBits, stacked_four_bits
 from manylora.models.checkpoints.stored import StoredTensor
 from manylora.models.read_ahead import ReadAhead, Readers, Sliced, T
-
-
-def keeps_four_bits(kernels: Kernels) -> bool:
-    """Return whether the kernels take matrices of four bits as they are stored."""
-    return kernels.form.weight_bits < 2 * BITS
 
 
 class WeightSource(AbstractContextManager["WeightSource"]):
@@ -48,10 +42,13 @@ class WeightSource(AbstractContextManager["WeightSource"]):
     def packed(self, kernels: Kernels, *names: str) -> Packed:
         """Return matrices of equal width, one below the other, as one that is packed.
 
-        Integers of four bits stay as they are where the kernels hold weights in four bits and the groups lie side by
-        side; all others are widened, piece by piece. The threads that read ahead quantise to four bits as well.
+        Integers of four bits stay as they are where the kernels keep them and the groups lie side by side; all others
+        are widened, piece by piece. The threads that read ahead quantise to four bits as well.
         """
-        if keeps_four_bits(kernels) and (groups := _StackedGroups.of(self._parts(names))) is not None:
+        form, parts = kernels.form, self._parts(names)
+        stacked = stacked_four_bits(parts, quantises=form.quantises_to_four_bits) if form.keeps_four_bits else None
+        if stacked is not None:
+            groups = _StackedGroups(parts, stacked)
             return kernels.pack_groups(_GroupsAhead(groups, self._ahead(groups, names)))
         return kernels.pack(self.matrix(*names))
 
@@ -119,20 +116,11 @@ class _StackedGroups:
     Those are quantised in groups of 32, as a weight of another form is.
     """
 
-    def __init__(self, parts: Sequence[StoredTensor], groups: Sequence[FourBitMatrix | None], size: int) -> None:
-        self._parts, self._groups = parts, groups
+    def __init__(self, parts: Sequence[StoredTensor], stacked: StackedFourBits) -> None:
+        self._parts, self._groups = parts, stacked.parts
         self.shape = _shape(parts)
-        self.group_size = size
-        self.has_minima = any(part is None or part.has_minima for part in groups)
-
-    @classmethod
-    def of(cls, parts: Sequence[StoredTensor]) -> Self | None:
-        """Return stored matrices as one; None if their groups differ in size."""
-        groups = [in_four_bits(part) for part in parts]
-        sizes = {GROUP if part is None else part.group_size for part in groups}
-        if len(sizes) > 1:
-            return None
-        return cls(parts, groups, sizes.pop())
+        self.group_size = stacked.group_size
+        self.has_minima = stacked.has_minima
 
     def __getitem__(self, rows: slice, /) -> GroupedRows:
         found = [self._read(index, low, high) for index, low, high in _parts_of(self._parts, rows)]

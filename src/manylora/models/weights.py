@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manylora.kernels.interface import Kernels
 from manylora.kernels.operands import Packed
-from manylora.kernels.projections import EXPERT_NAMES, Projection
+from manylora.kernels.projections import Projection
 from manylora.models.checkpoint_files import (
     ATTENTION_NORM,
     EMBED,
@@ -22,13 +22,15 @@ from manylora.models.checkpoint_files import (
     block_tensor,
     checked_entries,
     expected_shapes,
+    fused_weights,
 )
+from manylora.models.checkpoints.four_bits import in_four_bits
 from manylora.models.checkpoints.stored import StoredTensor
-from manylora.models.expert_tensors import ROUTER_PATH, expert_path
+from manylora.models.expert_tensors import ROUTER_PATH
 from manylora.models.shares import share_entries
 from manylora.models.spec import ModelSpec
 from manylora.models.tensor_parallel import Share
-from manylora.models.weight_source import WeightSource, keeps_four_bits
+from manylora.models.weight_source import WeightSource
 from manylora.system.freed_memory import release_freed_memory
 from manylora.system.resources import find_resources
 
@@ -101,7 +103,7 @@ def load_weights(
     entries = checked_entries(directory, spec)
     _log_conversions(entries, kernels)
     if share is not None:
-        entries = share_entries(entries, share, keeps_four_bits=keeps_four_bits(kernels))
+        entries = share_entries(entries, share, keeps_four_bits=kernels.form.keeps_four_bits)
         spec = share.own
     with WeightSource(entries, expected_shapes(spec), progress, find_resources().threads) as source:
         layers = []
@@ -116,34 +118,31 @@ def load_weights(
 
 
 def _load_layer(spec: ModelSpec, layer: int, source: WeightSource, kernels: Kernels) -> LayerWeights:
-    def fused(name: str, kind: str = "weight") -> tuple[str, ...]:
+    def biases(name: str) -> tuple[str, ...]:
         paths = (projection.path for projection in Projection if projection.fused == name)
-        return tuple(block_tensor(layer, f"{path}.{kind}") for path in paths)
+        return tuple(block_tensor(layer, f"{path}.bias") for path in paths)
 
     def vector(path: str) -> Tensor:
         return kernels.place(source.vector(block_tensor(layer, path)))
 
+    def matrices(name: str) -> tuple[Packed, ...]:
+        return tuple(source.packed(kernels, *parts) for parts in fused_weights(spec, layer, name))
+
     def matrix(name: str) -> Packed:
-        return source.packed(kernels, *fused(name))
+        [packed] = matrices(name)
+        return packed
 
-    def experts(name: str, count: int) -> tuple[Packed, ...]:
-        own = [projection for projection in EXPERT_NAMES if projection.fused == name]
-        names = ([block_tensor(layer, expert_path(expert, p)) for p in own] for expert in range(count))
-        return tuple(source.packed(kernels, *parts) for parts in names)
-
-    def mixture(count: int) -> Experts:
+    def mixture() -> Experts:
         router = kernels.place(source.matrix(block_tensor(layer, ROUTER_PATH))[:].float())
-        return Experts(router=router, gate_up=experts("gate_up", count), down=experts("down", count))
+        return Experts(router=router, gate_up=matrices("gate_up"), down=matrices("down"))
 
     return LayerWeights(
         attention_norm=vector(ATTENTION_NORM),
         qkv=matrix("qkv"),
         o=matrix("o"),
         mlp_norm=vector(MLP_NORM),
-        mlp=Dense(gate_up=matrix("gate_up"), down=matrix("down"))
-        if spec.experts is None
-        else mixture(spec.experts.count),
-        biases={name: kernels.place(source.vector(*fused(name, "bias"))) for name in spec.biased},
+        mlp=Dense(gate_up=matrix("gate_up"), down=matrix("down")) if spec.experts is None else mixture(),
+        biases={name: kernels.place(source.vector(*biases(name))) for name in spec.biased},
         q_norm=vector(Q_NORM) if spec.has_head_norms else None,
         k_norm=vector(K_NORM) if spec.has_head_norms else None,
     )
@@ -157,8 +156,9 @@ def _log_conversions(entries: Mapping[str, StoredTensor], kernels: Kernels) -> N
     if kernels.form.scale_bytes:
         return  # the settings ask for quantised weights, and the kernels' own line reports them
     exact = {torch.bfloat16: {"BF16"}, torch.float16: {"F16"}}
-    packed = (entry for name, entry in entries.items() if len(entry.shape) > 1 and not name.endswith(ROUTER_PATH))
-    formats = {entry.dtype for entry in packed}
+    matrices = (entry for name, entry in entries.items() if len(entry.shape) > 1 and not name.endswith(ROUTER_PATH))
+    keeps = kernels.form.keeps_four_bits
+    formats = {entry.dtype for entry in matrices if not (keeps and in_four_bits(entry) is not None)}
     rounded = sorted(formats - exact.get(kernels.weight_dtype, formats))
     if rounded:
         kept = str(kernels.weight_dtype).removeprefix("torch.")

@@ -433,7 +433,7 @@ FIELDS = [
 ]
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 @given(fields=st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3))
 def test_any_config_is_applied_or_refused(fields: dict[str, Any]) -> None:
     with contextlib.suppress(errors.AdapterError):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from manylora.adapters.peft.patterns import PatternRefused, Patterns
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 @given(key=st.text(alphabet="aq.*+?()|[]{}\\^$:-=!19,<P>", max_size=24))
 def test_any_pattern_is_matched_in_time_or_refused(key: str) -> None:
     try:
@@ -30,7 +30,7 @@ KEYS = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 @given(keys=st.lists(KEYS, max_size=8, unique=True))
 def test_a_table_is_matched_as_peft_matches_it(keys: list[str]) -> None:
     patterns = Patterns([key for key in keys if key])

@@ -23,7 +23,7 @@ PATTERNS = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings().max_examples)
 @given(pattern=PATTERNS, text=st.text(alphabet="ab.1x", max_size=8))
 def test_a_pattern_matches_as_python_matches(pattern: str, text: str) -> None:
     try:

@@ -11,10 +11,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from manylora.adapter_ref import SourceName
 from manylora.adapter_state import AdapterAction, AdapterHandle, AdapterState
+from manylora.adapters.banks.bank import Bank
+from manylora.adapters.banks.devices import CpuBank
 from manylora.adapters.ingest.fakes import ManualIngest
 from manylora.adapters.packing.image import ImageFacts, largest_file_bytes
 from manylora.adapters.store.store import Store
-from manylora.adapters.tiers.bank import Bank, CpuBank
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.fakes import ManualReader, TwoMemoryBank
 from manylora.clock import ManualClock
@@ -267,4 +268,4 @@ class TwoMemoryStoreMachine(StoreMachine):
 
 TestStoreLaws = StoreMachine.TestCase
 TestTwoMemoryStoreLaws = TwoMemoryStoreMachine.TestCase
-TestStoreLaws.settings = TestTwoMemoryStoreLaws.settings = settings(max_examples=60, stateful_step_count=50)
+TestStoreLaws.settings = TestTwoMemoryStoreLaws.settings = settings(stateful_step_count=50)

@@ -169,14 +169,6 @@ def test_a_running_request_outlives_its_adapters_source(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def http(tmp_path: Path) -> Iterator[HttpServer]:
-    (tmp_path / "files").mkdir()
-    server = HttpServer(tmp_path / "files")
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def hub(http: HttpServer) -> Iterator[Proxy]:
     http.repositories["org/a"] = Repository()
     http.repositories["org/a"].push(FILES)

@@ -10,11 +10,11 @@ import pytest
 from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName, merged_ref
 from manylora.adapter_state import AdapterHandle
+from manylora.adapters.banks.devices import CpuBank
 from manylora.adapters.ingest.process import InlineIngest
 from manylora.adapters.jobs import IngestJob, IngestSettings, job_from_json
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store.store import Store
-from manylora.adapters.tiers.bank import CpuBank
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.reading import InlineReader
 from manylora.clock import ManualClock

@@ -22,14 +22,6 @@ FILES = {"adapter_config.json": config_bytes(), "adapter_model.safetensors": saf
 
 
 @pytest.fixture
-def http(tmp_path: Path) -> Iterator[HttpServer]:
-    (tmp_path / "files").mkdir()
-    server = HttpServer(tmp_path / "files")
-    yield server
-    server.close()
-
-
-@pytest.fixture
 def slow(http: HttpServer) -> Iterator[Proxy]:
     proxy = Proxy(http.port)
     yield proxy

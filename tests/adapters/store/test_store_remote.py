@@ -9,13 +9,13 @@ import pytest
 from manylora import errors
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterHandle, AdapterState
+from manylora.adapters.banks.devices import CpuBank
 from manylora.adapters.ingest.fakes import ManualIngest
 from manylora.adapters.jobs import IngestJob
 from manylora.adapters.packing.image import ImageFacts
 from manylora.adapters.sources.source import Located
 from manylora.adapters.store.store import Store
 from manylora.adapters.store.tracked import MAX_TRACKED
-from manylora.adapters.tiers.bank import CpuBank
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.fakes import ManualReader
 from manylora.clock import ManualClock

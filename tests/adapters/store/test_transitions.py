@@ -106,7 +106,7 @@ class _WatchedTwo(_Watched, TwoMemoryStoreMachine):
 
 TestLife = _Watched.TestCase
 TestLifeInTwoMemories = _WatchedTwo.TestCase
-TestLife.settings = TestLifeInTwoMemories.settings = settings(max_examples=60, stateful_step_count=50)
+TestLife.settings = TestLifeInTwoMemories.settings = settings(stateful_step_count=50)
 
 
 REF = AdapterRef(SourceName.LOCAL, "a")

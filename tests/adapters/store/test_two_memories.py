@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from manylora.adapter_state import AdapterAction, AdapterHandle, AdapterState
-from manylora.adapters.tiers.bank import weights_of
+from manylora.adapters.banks.placed_images import weights_of
 from manylora.adapters.tiers.fakes import ManualReader, TwoMemoryBank
 from manylora.errors import AdapterInUse, AdapterTooLarge
 from tests.adapters.adapter_files import local, save_adapter

@@ -148,4 +148,4 @@ class DiskMachine(RuleBasedStateMachine):
 
 
 TestDiskLaws = DiskMachine.TestCase
-TestDiskLaws.settings = settings(max_examples=60, stateful_step_count=40)
+TestDiskLaws.settings = settings(stateful_step_count=40)

@@ -118,6 +118,7 @@ class Server:
         self._process.communicate()
 
 
+@pytest.mark.long
 def test_a_second_server_has_what_the_first_one_packed(root: Path, tmp_path: Path) -> None:
     first = Server(tmp_path, "a", "b")
     second = Server(tmp_path, "a", "b")

@@ -112,7 +112,10 @@ def ranked_server(folder: Path, log: Path, degree: int, *settings: str, exit_cod
     given = [f"model.cache_dir={cache}", "model.kernels=reference", "metering.ship_s=0.05", *settings]
     log.parent.mkdir(parents=True, exist_ok=True)
     words += [f"--set={each}" for each in given]
-    with running_server(log, *words, exit_code=exit_code) as url, httpx2.Client(base_url=url, timeout=120) as client:
+    with (
+        running_server(log, *words, starts_engines=True, exit_code=exit_code) as url,
+        httpx2.Client(base_url=url, timeout=120) as client,
+    ):
         server = RankedServer(url, client)
         yield server
         processes = [] if exit_code else [server.engine(), *server.ranks()]

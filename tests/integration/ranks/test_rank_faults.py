@@ -86,9 +86,13 @@ def test_the_death_of_the_first_rank_leaves_no_other(server: RankedServer) -> No
     ends_in_a_stream(server, signal.SIGKILL, of_engine=True)
 
 
-def test_a_rank_that_dies_without_work_is_noticed_and_all_start_anew(server: RankedServer) -> None:
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP], ids=lambda each: each.name)
+def test_a_rank_that_ends_or_stops_without_work_is_noticed_and_all_start_anew(
+    server: RankedServer, sign: signal.Signals
+) -> None:
     old = [server.engine(), *server.ranks()]
-    os.kill(old[1].pid, signal.SIGKILL)
+    os.kill(old[1].pid, sign)
+    wait_for(lambda: server.client.get("/health").status_code == 503)
     await_new_ranks(server, old)
     assert server.text("a-two", PROMPTS[0])
 

@@ -9,7 +9,7 @@ from tests.conftest import long
 from tests.integration.ranks.ranked_server import alone, make_folder, ranked_server
 
 
-@pytest.mark.parametrize("degree", [2, *long(4)])
+@pytest.mark.parametrize("degree", long(2, 4))
 def test_mixed_adapters_on_ranks_give_the_tokens_of_one_process(tmp_path: Path, degree: int) -> None:
     expected = alone(make_folder(tmp_path))
     assert len(set(expected.values())) == len(expected)

@@ -94,6 +94,15 @@ def test_a_poisoned_row_is_nan_and_changes_no_bit_of_the_others(
         assert found[1].isnan().all()
 
 
+@pytest.mark.parametrize("odd", [0.0, 1e-31, 1e-38, float("inf"), float("nan")])
+def test_a_group_without_a_scale_leaves_those_beside_it_as_they_are(operator: EagerKernels, odd: float) -> None:
+    """Rows of 33 groups: one of each row is zeros, tiny or not finite."""
+    weight, x = random(1, 40, 33 * GROUP - 5), random(2, 35, 33 * GROUP - 5)
+    for row, group in enumerate(range(33), start=1):
+        x[row, group * GROUP : (group + 1) * GROUP] = odd
+    assert same(operator.linear(x, operator.pack(weight)), expected(x, weight))
+
+
 def test_a_table_gives_back_its_rows_as_they_are_multiplied(operator: EagerKernels) -> None:
     table = random(1, 1003, 41)
     levels, worth = quantised(table)

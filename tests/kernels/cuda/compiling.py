@@ -18,9 +18,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from manylora.kernels.cuda.jit import attention, attention_kernels, lora_kernels, row_kernels
+from manylora.kernels.cuda.jit import attention, experts, packed_products
 from manylora.kernels.cuda.jit.adapters import BLOCK_INPUTS, BLOCK_OUTPUTS, splits_of
+from manylora.kernels.cuda.jit.programs import (
+    attention_kernels,
+    lora_kernels,
+    packed_kernels,
+    product_kernels,
+    row_kernels,
+)
 from manylora.kernels.cuda.jit.rows import BLOCK
+from manylora.kernels.cuda.packed import PAIRS
+from manylora.kernels.weight_groups import MIDDLE
 
 CAPABILITIES = (80, 90)
 ELEMENTS = {"bf16": False, "fp32": True}
@@ -43,11 +52,13 @@ def variants() -> Iterator[Variant]:
         for inputs in (576, 4096, 14_336) if element == "bf16" else (4096,):
             splits, split = splits_of(inputs)
             shrunk = {**lora, "SPLIT_INPUTS": split, "BLOCK_INPUTS": BLOCK_INPUTS}
-            types = (rows, "i32", rows, "*i32", "*i64", "*i32", "*fp32", *["i32"] * 7)
+            types = (rows, "i32", rows, "*i32", "*i64", "*i32", "*fp32", *["i32"] * 8)
             yield Variant(lora_kernels.shrink_kernel, types, shrunk)
             expanded = {**lora, "SPLITS": splits, "BLOCK_OUTPUTS": BLOCK_OUTPUTS}
             types = (rows, "i32", rows, "*i32", "*i32", "*fp32", "*i64", "*i32", "*i32", "*fp32", *["i32"] * 6)
             yield Variant(lora_kernels.expand_kernel, types, expanded)
+        yield from expert_variants(rows, is_wide)
+        yield from packed_variants(rows, is_wide)
         for adds in (True, False):
             types = (rows, "i32", rows, "i32", "*fp32", rows, "i32", "fp32")
             yield Variant(row_kernels.add_norm_kernel, types, {"ADDS": adds, "BLOCK": 8192})
@@ -57,6 +68,41 @@ def variants() -> Iterator[Variant]:
             types = (rows, "i32", "*fp32", "*fp32", "*i32", "*i64", rows, rows, rows, "i32", "i32", "i32")
             yield Variant(row_kernels.rotate_and_store_kernel, types, {"ROTATES": rotates, "BLOCK": 64})
         yield from attention_variants(rows, is_wide)
+
+
+def expert_variants(rows: str, is_wide: bool) -> Iterator[Variant]:
+    for block_rows, count in itertools.product((experts.FEW_ROWS, experts.MANY_ROWS), (8, 128)):
+        values = {"BLOCK_ROWS": block_rows, "BLOCK_OUTPUTS": experts.BLOCK_EXPERT_OUTPUTS, "BLOCK_EXPERTS": count}
+        types = (rows, rows, rows, "*i64", "*i32", "*i32", *["i32"] * 3)
+        yield Variant(
+            product_kernels.grouped_kernel, types, {**values, "BLOCK_INPUTS": BLOCK_INPUTS, "IS_WIDE": is_wide}
+        )
+    own = {"EXPERT_ENTRIES": 3, "RANKS": lora_kernels.PAGE_RANKS, "TABLE_ENTRY": lora_kernels.ENTRY}
+    picks = (rows, rows, "*i64", "*i64", "*i32", "*i32", "*i64", "*i32", "*fp32", *["i32"] * 9)
+    yield Variant(product_kernels.shrink_picks_kernel, picks, {**own, "BLOCK_INPUTS": BLOCK_INPUTS})
+    picks = (rows, "i32", rows, "*i64", "*i64", "*i32", "*i32", "*fp32", "*i64", "*i32", "*i32", "*fp32", *["i32"] * 7)
+    yield Variant(product_kernels.expand_picks_kernel, picks, {**own, "BLOCK_OUTPUTS": BLOCK_OUTPUTS})
+
+
+def packed_variants(rows: str, is_wide: bool) -> Iterator[Variant]:
+    tile = {"BLOCK_ROWS": packed_products.BLOCK_ROWS, "BLOCK_OUTPUTS": packed_products.BLOCK_OUTPUTS}
+    tile["IS_WIDE"] = is_wide
+    form = {"ZERO": MIDDLE, "PAIRS_OF_BLOCK": PAIRS}
+    for has_minima, experts_of_block in itertools.product((True, False), (0, 8)):
+        values = {**tile, **form, "BLOCK_EXPERTS": experts_of_block, "HAS_MINIMA": has_minima}
+        values["BLOCK_PAIRS"] = packed_products.BLOCK_PAIRS
+        types = (rows, rows, "*u8", "*fp16", "*fp16", "*fp32", "*i64", "*i32", "*i32", *["i32"] * 7)
+        yield Variant(packed_kernels.groups_of_four_bits_kernel, types, values)
+    for out, experts_of_block in ((rows, 0), (rows, 8), ("*fp32", 0)):
+        values = {**tile, "BLOCK_EXPERTS": experts_of_block, "BLOCK_INPUTS": packed_products.BLOCK_INPUTS}
+        types = (rows, out, "*i8", "*fp32", "*i64", "*i32", "*i32", *["i32"] * 4)
+        yield Variant(packed_kernels.eight_bits_kernel, types, values)
+    for has_minima in (True, False):
+        values = {**form, "HAS_MINIMA": has_minima, "BLOCK_PAIRS": packed_products.BLOCK_WIDENED}
+        types = ("*u8", "*fp16", "*fp16", "*fp32", rows, *["i32"] * 4)
+        yield Variant(packed_kernels.widen_four_bits_kernel, types, values)
+    values = {"BLOCK_INPUTS": packed_products.BLOCK_WIDENED}
+    yield Variant(packed_kernels.widen_eight_bits_kernel, ("*i8", "*fp32", rows, "i32"), values)
 
 
 def attention_variants(rows: str, is_wide: bool) -> Iterator[Variant]:
@@ -84,7 +130,7 @@ def compiled(variant: Variant, capability: int) -> dict[str, Any]:
     return {
         "kernel": variant.kernel.__name__,
         "capability": capability,
-        "types": variant.types[0],
+        "types": next(type_ for type_ in variant.types if type_ in ("*bf16", "*fp32")),
         "values": variant.values,
         "registers": registers,
         "shared_bytes": built.metadata.shared,

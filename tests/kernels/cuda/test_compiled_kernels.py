@@ -28,7 +28,9 @@ def test_every_kernel_fits_the_cards(tmp_path: Path) -> None:
     ended = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr
     found = [json.loads(line) for line in ended.stdout.splitlines()]
-    kernels = ("shrink", "expand", "add_norm", "norm_heads", "gated_silu", "rotate_and_store", "attend", "combine")
+    kernels = {"grouped", "shrink_picks", "expand_picks", "shrink", "expand", "add_norm", "norm_heads", "gated_silu"}
+    kernels |= {"rotate_and_store", "attend", "combine", "groups_of_four_bits", "eight_bits"}
+    kernels |= {"widen_four_bits", "widen_eight_bits"}
     assert {each["kernel"] for each in found} == {f"{name}_kernel" for name in kernels}
     for each in found:
         assert each["registers"] <= REGISTERS, each

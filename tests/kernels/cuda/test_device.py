@@ -44,7 +44,7 @@ def test_the_torch_kernels_of_the_cpu_compute_in_float32_on_host_memory() -> Non
 def test_kernels_in_triton_run_on_a_cpu_in_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     require_triton()
     assert select_kernels("triton", 1).name == "triton"
-    monkeypatch.setattr("manylora.kernels.cuda.jit.interpreting.is_interpreting", lambda: False)
+    monkeypatch.setattr("manylora.kernels.cuda.jit.programs.interpreting.is_interpreting", lambda: False)
     with pytest.raises(ConfigInvalid, match=r"^model\.kernels triton computes on a card: .*TRITON_INTERPRET=1"):
         select_kernels("triton", 1)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from manylora.kernels.lora_batch import LoraSegment, PlacedAdapter
+from manylora.kernels.lora_batch import LoraBatch, LoraSegment, PlacedAdapter
 from manylora.kernels.plain.adapters import PlainAdapters
 from manylora.kernels.projections import LoraTarget
 from tests.conftest import thinned
@@ -16,6 +16,8 @@ from tests.kernels.test_lora import fused
 
 require_triton()
 from manylora.kernels.cuda.jit.adapters import TritonAdapters, splits_of  # noqa: E402 - after the check
+from manylora.kernels.cuda.jit.chunks import chunked  # noqa: E402
+from manylora.kernels.cuda.jit.programs.lora_kernels import CHUNK_ROWS  # noqa: E402
 
 RANKS = (1, 3, 8, 16, 24, 64, 128)
 Spans = tuple[tuple[int, int, int, float], ...]
@@ -112,6 +114,33 @@ def test_a_nan_in_one_adapter_changes_no_bit_of_the_others() -> None:
     others = [0, 1, 2, 3, 6, 7, 8]
     assert torch.equal(clean[others], poisoned[others])
     assert poisoned[4:6].isnan().all()
+
+
+def test_a_smaller_rank_in_the_memory_of_a_larger_one_has_no_row_of_it() -> None:
+    kernels, plain, targets = TritonAdapters(HOST), PlainAdapters(), fused(24, 8)
+    large = make_adapter(1, ranks=(24, 17), width=40, targets=targets, dtype=torch.float32)
+    small = make_adapter(2, ranks=(3, 1), width=40, targets=targets, dtype=torch.float32)
+    x, y = random(1, 5, 40), random(2, 5, 32)
+    kernels.add_lora(y.clone(), x, kernels.prepare_lora((LoraSegment(0, 5, large),)), 0, targets)
+    memory = large.image
+    memory[: len(small.image)] = small.image
+    reused = (LoraSegment(0, 5, PlacedAdapter(small.digest, memory, small.table)),)
+    found, expected = y.clone(), y.clone()
+    kernels.add_lora(found, x, kernels.prepare_lora(reused), 0, targets)
+    plain.add_lora(expected, x, plain.prepare_lora((LoraSegment(0, 5, small),)), 0, targets)
+    assert error(found, expected) < CLOSE["float32"]
+
+
+def test_chunks_and_items_of_no_rows_alone_change_nothing_and_read_no_adapter() -> None:
+    kernels, targets = TritonAdapters(HOST), fused(24, 8)
+    own = make_adapter(1, ranks=(8, 3), width=40, targets=targets, dtype=torch.float32)
+    chunks = chunked((LoraSegment(0, 2, own), LoraSegment(2, 20, own)), CHUNK_ROWS)
+    chunks.chunks[:, 1] = chunks.chunks[:, 3] = chunks.items[:, 1] = 0
+    chunks.tables[..., :2] = 8  # addresses of nothing
+    y = random(2, 20, 32)
+    found = y.clone()
+    kernels.add_lora(found, random(1, 20, 40), LoraBatch((), native=chunks), 0, targets)
+    assert torch.equal(found, y)
 
 
 def test_the_splits_of_a_product_follow_from_its_inputs_alone() -> None:

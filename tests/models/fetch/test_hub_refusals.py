@@ -7,8 +7,10 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
+from manylora.config.environment import child_environment
 from manylora.errors import ModelNotFound
 from manylora.models.fetch.pull import pull
+from tests.forks import forks
 from tests.models.fetch.fake_hub import FakeHub, Refusal, running_hub
 
 GATED = "meta-llama/Llama-2-7b-chat-hf"
@@ -58,6 +60,18 @@ def test_a_gated_base_says_what_the_hub_refuses(
     if REFUSALS[token][1] is GATE:
         assert "its licence (Llama 2 Community)" in caught.value.message
     assert token is None or token not in caught.value.message
+
+
+def test_the_command_ends_with_1_and_one_line_at_the_gate_of_a_licence(hub: FakeHub, tmp_path: Path) -> None:
+    own = {"HF_ENDPOINT": hub.url, "MANYLORA_MODEL_CACHE_DIR": str(tmp_path), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {**child_environment(), **own}
+    ended = forks().run(["pull", "llama-2-7b-chat"], folder=tmp_path, own_environment=environment)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "Traceback" not in ended.stderr
+    line = ended.stderr.strip().splitlines()[-1]
+    assert f"manylora: {GATED} asks for its licence (Llama 2 Community) to be accepted" in line
+    assert "set HF_TOKEN" in line
+    assert not list((tmp_path / "bases").glob("Llama*"))
 
 
 def test_a_token_of_the_hubs_login_is_named_as_such(hub: FakeHub, tmp_path: Path) -> None:

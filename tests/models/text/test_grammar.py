@@ -20,6 +20,7 @@ from manylora.models.text.grammar import (
     regex_grammar,
     with_whitespace,
 )
+from manylora.models.text.lark import TOKENS
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -186,7 +187,8 @@ def test_schemas_in_rules_are_checked_like_others() -> None:
     assert lark_grammar(text).text == 'start: "%json {" | %json {"type":"null"} "x" // %json {\n'
     with pytest.raises(InvalidParameter, match=r"`guided_grammar`.*`not` \(#\)"):
         lark_grammar('start: %json {"not": {}}', field="guided_grammar")
-    assert lark_grammar("start: %json {").text == "start: %json {", "the compiler refuses it"
+    with pytest.raises(InvalidParameter, match="no JSON follows"):
+        lark_grammar("start: %json {")
 
 
 @pytest.mark.parametrize(
@@ -196,3 +198,42 @@ def test_attributes_without_an_effect_are_refused(rule: str) -> None:
     with pytest.raises(InvalidParameter, match="of a rule has no effect"):
         lark_grammar(f"start: a\n{rule}")
     lark_grammar('start[max_tokens=3]: "a[capture]: " /b[temperature]:/')
+
+
+HIDING = {
+    "a comment with a quotation mark": 'start: a # "\na: %json {}',
+    "a comment with a slash": "start: a # /\na: %json {}",
+    "a comment with a bracket": "start: a // <[\na: %json {}",
+    "a regular expression of two lines": 'start: a b\nb: /"\n/\na: %json {}',
+}
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_no_text_hides_a_schema_from_its_check(name: str) -> None:
+    open_schema = '{"x-guidance": {"lenient": true}, "type": "null"}'
+    assert lark_grammar(HIDING[name].replace("{}", open_schema)).text == HIDING[name].replace("{}", '{"type":"null"}')
+    with pytest.raises(InvalidParameter, match="`not`"):
+        lark_grammar(HIDING[name].replace("{}", '{"not": {}, "x-guidance": {"lenient": true}}'))
+
+
+@pytest.mark.parametrize("begin", ['"', "/", "<[", "#", "//"])
+@pytest.mark.parametrize("rest", ['\\"', "\\/", "<[", "x"])
+def test_the_reader_of_tokens_begins_at_no_character_twice(begin: str, rest: str) -> None:
+    """A token without its end takes what it has read, so that the next one begins behind it."""
+    text = begin + rest * 2000
+    assert [token.span() for token in TOKENS.finditer(text)] == [(0, len(text))]
+
+
+def test_each_schema_of_a_grammar_is_read_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, copied = json.JSONDecoder.raw_decode, list[int]()
+
+    def counting(self: json.JSONDecoder, text: str, idx: int = 0) -> tuple[object, int]:
+        copied.append(0 if text is whole else len(text))
+        return read(self, text, idx)
+
+    whole = "start: " + "%json {} " * 1000
+    monkeypatch.setattr(json.JSONDecoder, "raw_decode", counting)
+    lark_grammar(whole)
+    assert copied == [0] * 1000
+    with pytest.raises(InvalidParameter, match=f"more than {MAX_SCHEMAS} schemas"):
+        lark_grammar("start: " + "%json {} " * (MAX_SCHEMAS + 1))

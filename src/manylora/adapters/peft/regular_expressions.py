@@ -7,7 +7,7 @@ computed once.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from re import _parser
+from re import _parser  # type: ignore[attr-defined]  # the stubs of `re` leave it out
 from typing import Any
 
 from manylora.adapters.peft.patterns import PatternRefused

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from manylora.adapter_ref import AdapterRef, parse_adapter_name
+from manylora.adapter_ref import AdapterRef, SourceName, parse_adapter_name
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState
 from manylora.config.groups.adapters import AdaptersConfig
 from manylora.config.settings import enabled_sources
@@ -29,7 +29,7 @@ class Preloads:
         self._manage = manage
         # The last obstacle of each, and the time of its last try; the longest untried first.
         self._preloads: dict[tuple[AdapterAction, AdapterRef], tuple[str, float]] = dict.fromkeys(
-            _preloads(config), ("", float("-inf"))
+            configured_acts(config, enabled_sources(config)), ("", float("-inf"))
         )
 
     def __len__(self) -> int:
@@ -57,9 +57,10 @@ class Preloads:
                 self._preloads[action, ref] = last, now_s
 
 
-def _preloads(config: AdaptersConfig) -> Iterator[tuple[AdapterAction, AdapterRef]]:
-    """Yield the configured adapters, the pinned ones first."""
-    enabled = enabled_sources(config)
+def configured_acts(
+    config: AdaptersConfig, enabled: frozenset[SourceName]
+) -> Iterator[tuple[AdapterAction, AdapterRef]]:
+    """Yield the configured adapters, the pinned ones first. `enabled`: the sources of the engine."""
     for action, names in ((AdapterAction.PIN, config.pinned), (AdapterAction.PRELOAD, config.preload)):
         for name in names:
             try:

@@ -8,6 +8,7 @@ from collections.abc import Container, Mapping, Sequence
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterHandle, AdapterInfo, AdapterState, AdapterWords, StoreStats
+from manylora.adapters.banks.bank import Bank, Lender
 from manylora.adapters.base_shape import BaseShape
 from manylora.adapters.jobs import Found, Ingest
 from manylora.adapters.refusals import jointly_too_large
@@ -23,7 +24,6 @@ from manylora.adapters.store.tracked import TrackedAdapters
 from manylora.adapters.store.verifying import Verifier
 from manylora.adapters.store.versions import RELOCATE_S, AdapterVersions
 from manylora.adapters.store.wishes import WishList
-from manylora.adapters.tiers.bank import Bank, Lender
 from manylora.adapters.tiers.device import Device
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.load_stats import LoadStats

@@ -8,7 +8,7 @@
 
         any state ── failed, lost ──► FAILED ── retried ──► the state of the version that is known
 
-A version is read straight to the device where host memory and device are one (`tiers/bank.py`). Each line below has a
+A version is read straight to the device where host memory and device are one (`banks/bank.py`). Each line below has a
 transition, the states that it leaves, and those that it leads to; a transition may also keep the state.
 
     search_begun       absent                          -> fetching

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from manylora.adapter_ref import AdapterRef
 from manylora.adapter_state import AdapterHandle, AdapterState, HeadKind
+from manylora.adapters.banks.bank import Bank, Lender
 from manylora.adapters.packing.image import HostImage, ImageFacts
-from manylora.adapters.tiers.bank import Bank, Lender
 from manylora.adapters.tiers.disk import DiskTier
 from manylora.adapters.tiers.host import HostTier
 from manylora.adapters.tiers.image_names import ref_key
@@ -83,7 +83,7 @@ class Device:
         self.host = (
             None
             if bank.is_host_memory
-            else HostTier(host_bytes, may_evict=self._may_leave_host, on_change=self._host_changed)
+            else HostTier(host_bytes, may_evict=self._may_leave_host, on_change=self._host_changed, pages=bank)
         )
         self._cache: PinnedCache[Digest] = PinnedCache(bank.total_bytes)
         self._disk = disk

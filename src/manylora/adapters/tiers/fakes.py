@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from manylora.adapters.banks.placed_images import PlacedImages, placed_at, weights_of
 from manylora.adapters.packing.image import HostImage, ImageFacts
-from manylora.adapters.tiers.bank import placed_at, weights_of
 from manylora.adapters.tiers.image_folder import erase_file
 from manylora.adapters.tiers.reading import ReadImage
 from manylora.ids import Digest
-from manylora.kernels.lora_batch import PlacedAdapter
 
 
 class ManualReader:
@@ -56,7 +55,7 @@ class ManualReader:
         self.reads.clear()
 
 
-class TwoMemoryBank:
+class TwoMemoryBank(PlacedImages):
     """A `Bank` of a device with memory of its own: a placement copies the image, and ends after it has begun.
 
     Placements wait in `placing` for `finish`; with `is_prompt` each ends by itself at the next `poll_placed`.
@@ -65,24 +64,13 @@ class TwoMemoryBank:
     is_host_memory = False
 
     def __init__(self, total_bytes: int, *, is_prompt: bool = False) -> None:
-        self.total_bytes = total_bytes
+        super().__init__(total_bytes)
         self.placing: dict[Digest, HostImage] = {}
         self._is_prompt = is_prompt
-        self._placed: dict[Digest, PlacedAdapter] = {}
-        self._ended: list[Digest] = []
-
-    def __len__(self) -> int:
-        return len(self._placed)
-
-    def __contains__(self, digest: object) -> bool:
-        return digest in self._placed
-
-    def __getitem__(self, digest: Digest) -> PlacedAdapter:
-        return self._placed[digest]
 
     def resize(self, total_bytes: int) -> None:
         assert sum(placed.image.nbytes for placed in self._placed.values()) <= total_bytes
-        self.total_bytes = total_bytes
+        super().resize(total_bytes)
 
     def begin_place(self, image: HostImage) -> None:
         assert image.digest not in self.placing, "one adapter is placed twice at once"
@@ -92,18 +80,10 @@ class TwoMemoryBank:
     def finish(self, digest: Digest) -> None:
         """Let a placement end; the image has to be whole until here."""
         image = self.placing.pop(digest)
-        self._placed[digest] = placed_at(image, torch.clone(weights_of(image)))
-        self._ended.append(digest)
+        self.end_place(placed_at(image, torch.clone(weights_of(image))))
 
     def poll_placed(self) -> list[Digest]:
         if self._is_prompt:
             for digest in list(self.placing):
                 self.finish(digest)
-        ended, self._ended = self._ended, []
-        return ended
-
-    def remove(self, digest: Digest) -> None:
-        del self._placed[digest]
-
-    def erase(self, digest: Digest) -> None:
-        self._placed.pop(digest).image.zero_()
+        return super().poll_placed()

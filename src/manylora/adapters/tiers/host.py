@@ -1,12 +1,21 @@
 """The host tier: packed images in host memory, beside a device that has memory of its own."""
 
 from collections.abc import Callable, Container, Iterator
+from typing import Protocol
 
 import numpy as np
 
 from manylora.adapters.packing.image import HostImage
 from manylora.adapters.tiers.pinned_cache import PinnedCache
 from manylora.ids import Digest
+
+
+class Pages(Protocol):
+    """The part of a `Bank` that prepares the images of the host tier for copies."""
+
+    def lock_pages(self, image: HostImage) -> None: ...
+
+    def unlock_pages(self, image: HostImage) -> None: ...
 
 
 class HostTier:
@@ -16,14 +25,21 @@ class HostTier:
     only copy that could bring an adapter back to the device: `may_evict` says so.
 
     on_change  called with each version that is here from now on, or not here any more
+    pages      of the device's bank: locks the pages of the images here for its copies
     """
 
     def __init__(
-        self, budget_bytes: int, *, may_evict: Callable[[Digest], bool], on_change: Callable[[Digest], None]
+        self,
+        budget_bytes: int,
+        *,
+        may_evict: Callable[[Digest], bool],
+        on_change: Callable[[Digest], None],
+        pages: Pages,
     ) -> None:
         self._cache: PinnedCache[Digest] = PinnedCache(budget_bytes)
         self._images: dict[Digest, HostImage] = {}
         self._may_evict = may_evict
+        self._pages = pages
         self._on_change = on_change
 
     def __contains__(self, digest: object) -> bool:
@@ -56,6 +72,7 @@ class HostTier:
         """Fill a reservation."""
         assert image.num_bytes == self._cache.num_bytes(image.digest)
         self._images[image.digest] = image
+        self._pages.lock_pages(image)
         self._cache.unpin(image.digest)
         self._on_change(image.digest)
 
@@ -84,7 +101,8 @@ class HostTier:
             self.remove(digest)
 
     def _evicted(self, digest: Digest) -> None:
-        if self._images.pop(digest, None) is not None:
+        if (image := self._images.pop(digest, None)) is not None:
+            self._pages.unlock_pages(image)
             self._on_change(digest)
 
 

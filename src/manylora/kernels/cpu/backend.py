@@ -2,12 +2,14 @@
 
 import ctypes
 import dataclasses
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from manylora.kernels.captures.limits import CaptureLimits, StepCounts
 from manylora.kernels.collectives import Collectives
 from manylora.kernels.cpu.capture import CapturedGraph, NativeProfile, NativeSegments
 from manylora.kernels.cpu.int4 import Int4Linear
@@ -15,10 +17,19 @@ from manylora.kernels.cpu.kv import CpuKv, untouched_zeros
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import NativeLinear, WeightFormat
 from manylora.kernels.cpu.native.layouts import KvLayout
-from manylora.kernels.interface import CompiledForward, Forward
+from manylora.kernels.interface import CompiledForward, Copies, Forward
 from manylora.kernels.lora_batch import LoraBatch, LoraSegment
 from manylora.kernels.operands import KvCache, StepInput
-from manylora.kernels.sampling import SAMPLING_RULE, RowNumbers, SamplingRules, TokenMasks, sample_tokens
+from manylora.kernels.plain.copies import ImmediateCopies
+from manylora.kernels.sampling import (
+    SAMPLING_RULE,
+    RowNumbers,
+    SamplingRules,
+    TokenMasks,
+    TokenScore,
+    sample_tokens,
+    score_tokens,
+)
 
 
 class CpuKernels:
@@ -44,6 +55,7 @@ class CpuKernels:
         assert lora_dtype in (torch.bfloat16, torch.float32)
         weights = weight_format or NativeLinear(native)
         self.native = native
+        self.steps = StepCounts()
         self.name = weights.name
         self.weight_dtype = weights.weight_dtype
         self.form = dataclasses.replace(weights.form, lora_item_bytes=lora_dtype.itemsize)
@@ -54,12 +66,17 @@ class CpuKernels:
         self._kv_depth = 2 if weights.has_paired_kv else 1
         self._functions = native.functions
         self._profile: NativeProfile | None = None
-        self._sampled = _SampledRows(1)
+        self._sampled = _SampledRows(torch.empty(0, 0), np.empty(0, dtype=SAMPLING_RULE))
 
     def place(self, constant: Tensor) -> Tensor:
         return constant
 
-    def compile(self, forward: Forward, ranks: Collectives | None = None) -> CompiledForward:
+    def copies(self) -> Copies:
+        return ImmediateCopies(self.place)
+
+    def compile(
+        self, forward: Forward, ranks: Collectives | None = None, limits: CaptureLimits | None = None
+    ) -> CompiledForward:
         """Return a function that captures `forward` at its first call and then replays it in one native call a step.
 
         With `ranks` a step takes one native call between two collectives.
@@ -80,19 +97,19 @@ class CpuKernels:
         return self._profile
 
     def sample(self, logits: Tensor, rules: SamplingRules) -> tuple[list[int], list[float]]:
-        rows, vocab = logits.shape
-        assert logits.dtype is torch.float32
-        assert logits.is_contiguous()
-        assert rules.dtype == SAMPLING_RULE
         sampled = self._sampled
-        if sampled.num_rows < rows:
-            sampled = self._sampled = _SampledRows(rows)
+        if sampled.logits is not logits or sampled.rules is not rules:
+            assert logits.dtype is torch.float32
+            assert logits.is_contiguous()
+            assert rules.dtype == SAMPLING_RULE
+            sampled = self._sampled = _SampledRows(logits, rules)
+        rows = sampled.num_rows
         num_typical = self._functions.ml_sample(
             self.native.pool,
-            logits.data_ptr(),
+            sampled.logits_address,
             rows,
-            vocab,
-            rules.ctypes.data,
+            sampled.vocab,
+            sampled.rules_address,
             sampled.tokens_address,
             sampled.peaks_address,
             None if self._profile is None else self._profile.sampling_address,
@@ -102,6 +119,9 @@ class CpuKernels:
             for index in np.flatnonzero(rules["typical_p"]).tolist():
                 tokens[index] = sample_tokens(logits[index : index + 1], rules[index : index + 1])[0][0]
         return tokens, sampled.peaks[:rows]
+
+    def score(self, logits: Tensor, tokens: Sequence[int], num_alternatives: Sequence[int]) -> list[TokenScore]:
+        return score_tokens(logits, tokens, num_alternatives)
 
     def mask_logits(self, logits: Tensor, rows: RowNumbers, masks: TokenMasks) -> None:
         assert logits.is_contiguous()
@@ -148,13 +168,22 @@ class CpuKernels:
 
 
 class _SampledRows:
-    """The memory in which native code leaves tokens and peaks, kept: arrays of numpy take longer to make."""
+    """A draw's inputs with their addresses, and the memory in which native code leaves tokens and peaks.
 
-    __slots__ = ("num_rows", "peaks", "peaks_address", "tokens", "tokens_address")
+    A batch that decodes has the same ones step after step; an array of numpy and a cold tensor take long to ask.
+    """
 
-    def __init__(self, num_rows: int) -> None:
-        self.num_rows = num_rows
-        self.tokens = (ctypes.c_int64 * num_rows)()
-        self.peaks = (ctypes.c_float * num_rows)()
+    __slots__ = (
+        *("logits", "logits_address", "num_rows", "peaks", "peaks_address", "rules", "rules_address", "tokens"),
+        *("tokens_address", "vocab"),
+    )
+
+    def __init__(self, logits: Tensor, rules: SamplingRules) -> None:
+        self.logits = logits
+        self.rules = rules
+        self.num_rows, self.vocab = logits.shape
+        self.logits_address, self.rules_address = logits.data_ptr(), rules.ctypes.data
+        self.tokens = (ctypes.c_int64 * self.num_rows)()
+        self.peaks = (ctypes.c_float * self.num_rows)()
         self.tokens_address = ctypes.addressof(self.tokens)
         self.peaks_address = ctypes.addressof(self.peaks)

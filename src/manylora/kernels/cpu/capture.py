@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import is_
 from typing import Any, Protocol, cast
 
 import torch
@@ -219,6 +220,7 @@ class CapturedGraph:
         self._step_address = ctypes.addressof(self._step)
         self._attention, self._lora = self._step.attention, self._step.lora  # views of the step's memory
         self._lora.is_bf16 = is_bf16
+        self._staged: tuple[object, ...] = ()  # the tensors whose addresses the step has, by identity
 
     def scratch(self, rows: int) -> Tensor:
         """Return the memory of the buffers for a step of so many rows: column c begins at element c * rows."""
@@ -237,11 +239,26 @@ class CapturedGraph:
         seconds = None if profile is None else profile.address
         if self._ranks is not None:
             return self._run_with_ranks(self._ranks, step, seconds, reuse)
-        shape = step.logit_rows.shape[0], max(self._vocab, step.lora.vocabulary)
-        logits = reuse if reuse is not None and reuse.shape == shape else torch.empty(shape)
-        self._stage(step, logits)
+        vocab = max(self._vocab, step.lora.vocabulary)
+        tensors = step.token_ids, step.row_ids, step.logit_rows, step.attention, reuse
+        if reuse is not None and step.hidden is None and self._step.logit_width == vocab and self._has_staged(tensors):
+            logits = reuse
+            self._stage_lora(step.lora)
+        else:
+            shape = step.logit_rows.shape[0], vocab
+            logits = reuse if reuse is not None and reuse.shape == shape else torch.empty(shape)
+            self._stage(step, logits)
+            self._staged = (*tensors[:-1], logits) if step.hidden is None else ()
         self._run_calls(0, len(self._calls), seconds)
         return logits
+
+    def _has_staged(self, tensors: tuple[object, ...]) -> bool:
+        """Return whether the step has the addresses of these very objects: each access to a cold tensor takes time.
+
+        Adapters are never among them: a reference here would keep the weights of evicted ones.
+        """
+        staged = self._staged
+        return len(staged) == len(tensors) and all(map(is_, staged, tensors))
 
     def _run_calls(self, first: int, stop: int, seconds: int | None) -> None:
         address = self._address + first * ctypes.sizeof(OperationLayout)
@@ -272,8 +289,7 @@ class CapturedGraph:
 
     def _stage(self, step: StepInput, logits: Tensor) -> None:
         """Write the addresses and sizes of a step where native code reads them."""
-        own, batch, lora = self._step, step.attention, step.lora
-        to, deltas = self._attention, self._lora
+        own, batch, to = self._step, step.attention, self._attention
         own.rows, own.sampled = step.token_ids.shape[0], step.logit_rows.shape[0]
         own.token_ids, own.row_ids = step.token_ids.data_ptr(), step.row_ids.data_ptr()
         own.logit_rows, own.logit_width = step.logit_rows.data_ptr(), logits.shape[1]
@@ -285,6 +301,10 @@ class CapturedGraph:
         to.positions, to.slots = batch.positions.data_ptr(), batch.slots.data_ptr()
         to.row_sequence, to.block_tables = batch.row_sequence.data_ptr(), batch.block_tables.data_ptr()
         to.max_blocks = batch.block_tables.shape[-1]
+        self._stage_lora(step.lora)
+
+    def _stage_lora(self, lora: LoraBatch) -> None:
+        deltas = self._lora
         native = cast("NativeSegments | None", lora.native)
         deltas.num_segments, deltas.num_sampled = len(lora.segments), len(lora.sampled)
         deltas.segments = None if native is None else native.address

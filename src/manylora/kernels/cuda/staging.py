@@ -30,13 +30,21 @@ class SequenceRows:
 
 @dataclass(frozen=True, slots=True)
 class StagedAttention:
-    """An `AttentionBatch` on the device, with the facts that the host reads of it."""
+    """An `AttentionBatch` on the device, with the facts that the host reads of it.
+
+    tiles           (rows, 4) int32 of a captured step, a tile a row: sequence, first row, rows, position; None: the
+                    tiles follow from `sequences`
+    most_positions  positions of the longest sequence, or the most that a captured step may have
+    A row whose slot is below 0 writes no key and no value.
+    """
 
     positions: Tensor
     slots: Tensor
     row_sequence: Tensor
     block_tables: Tensor
     sequences: tuple[SequenceRows, ...]
+    tiles: Tensor | None = None
+    most_positions: int = 0
 
 
 def stage(step: StepInput, device: torch.device) -> StepInput:
@@ -55,12 +63,14 @@ def staged_attention(batch: AttentionBatch, device: torch.device) -> StagedAtten
 
 
 def _stage_attention(batch: AttentionBatch, device: torch.device) -> StagedAttention:
+    sequences = _sequences(batch.row_sequence, batch.positions)
     return StagedAttention(
         positions=batch.positions.to(device, non_blocking=True),
         slots=batch.slots.to(device, non_blocking=True),
         row_sequence=batch.row_sequence.to(device, non_blocking=True),
         block_tables=batch.block_tables.to(device, non_blocking=True),
-        sequences=_sequences(batch.row_sequence, batch.positions),
+        sequences=sequences,
+        most_positions=max((own.end for own in sequences), default=0),
     )
 
 

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from manylora.kernels.operands import Packed
-from manylora.kernels.plain.weights import plain
 
 
 class PlainExperts:
@@ -33,22 +32,21 @@ class PlainExperts:
         return x[rows_of_picks(routes)]
 
     def expert_linear(self, routes: Tensor, x: Tensor, experts: tuple[Packed, ...]) -> Tensor:
-        y = x.new_empty(len(x), plain(experts[0]).shape[0])
-        for weight, (start, stop) in zip(experts, expert_ranges(routes, len(experts)), strict=True):
-            y[start:stop] = self._linear(x[start:stop], weight)
-        return y
+        ranges = zip(experts, expert_ranges(routes, len(experts)), strict=True)
+        parts = [self._linear(x[start:stop], weight) for weight, (start, stop) in ranges if start < stop]
+        return torch.cat(parts) if parts else self._linear(x, experts[0])
 
     def gather_from_experts(self, routes: Tensor, x: Tensor) -> Tensor:
         numbers, weights = routes.chunk(2, dim=1)
         own = torch.empty_like(x)
-        own[_picks(routes)] = x  # in the order of the routes
+        own[picks_of(routes)] = x  # in the order of the routes
         terms = own.view(*numbers.shape, x.shape[1]) * weights[:, :, None]
         return terms.sum(dim=1).to(x.dtype)
 
 
 def rows_of_picks(routes: Tensor) -> Tensor:
     """Return the row of each pick, in the order of the picks: (picks,) int64."""
-    return _picks(routes) // (routes.shape[1] // 2)
+    return picks_of(routes) // (routes.shape[1] // 2)
 
 
 def expert_ranges(routes: Tensor, count: int = 0) -> list[tuple[int, int]]:
@@ -58,7 +56,7 @@ def expert_ranges(routes: Tensor, count: int = 0) -> list[tuple[int, int]]:
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def _picks(routes: Tensor) -> Tensor:
+def picks_of(routes: Tensor) -> Tensor:
     """Return the picks by expert, then by row: `row * chosen + place of the expert in the row's routes`, (picks,)."""
     numbers = routes[:, : routes.shape[1] // 2].reshape(-1)
     return numbers.argsort(stable=True)

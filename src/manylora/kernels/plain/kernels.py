@@ -2,20 +2,23 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from manylora.kernels.captures.limits import StepCounts
 from manylora.kernels.collectives import Collectives, join_columns, sum_over
-from manylora.kernels.interface import Profile
+from manylora.kernels.interface import Copies, Profile
 from manylora.kernels.operands import AttentionBatch, KvCache, Packed
 from manylora.kernels.plain.adapters import PlainAdapters
 from manylora.kernels.plain.attention import PlainCache
+from manylora.kernels.plain.copies import ImmediateCopies
 from manylora.kernels.plain.experts import PlainExperts
 from manylora.kernels.plain.rows import PlainRows
 from manylora.kernels.plain.weights import PlainWeights
-from manylora.kernels.sampling import SamplingRules, mask_logits, sample_tokens
+from manylora.kernels.sampling import SamplingRules, TokenScore, mask_logits, sample_tokens, score_tokens
 from manylora.kernels.storage_form import StorageForm
 
 
@@ -40,6 +43,7 @@ class PlainKernels(ABC):
         lora_dtype: torch.dtype,
     ) -> None:
         self._ranks: Collectives | None = None
+        self.steps = StepCounts()
         self.torch_device = torch_device
         self.device = torch_device.type
         self.weight_dtype, self.kv_dtype, self.lora_dtype = weight_dtype, kv_dtype, lora_dtype
@@ -97,8 +101,14 @@ class PlainKernels(ABC):
     def place(self, constant: Tensor) -> Tensor:
         return constant.to(self.torch_device, copy=self.own_memory_bytes is not None)
 
+    def copies(self) -> Copies:
+        return ImmediateCopies(self.place)
+
     def start_profile(self) -> Profile | None:
         return None
 
     def sample(self, logits: Tensor, rules: SamplingRules) -> tuple[list[int], list[float]]:
         return sample_tokens(logits, rules)
+
+    def score(self, logits: Tensor, tokens: Sequence[int], num_alternatives: Sequence[int]) -> list[TokenScore]:
+        return score_tokens(logits, tokens, num_alternatives)

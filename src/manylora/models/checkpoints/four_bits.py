@@ -1,5 +1,6 @@
 """Matrices of a checkpoint that are stored in four bits, in the form that kernels of four bits take. Without torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -77,6 +78,41 @@ def in_four_bits(stored: StoredTensor) -> FourBitMatrix | None:
     if has_other_groups or stored.quantized(0, 1).groups is not None:
         return None
     return _FourBitQuantized(stored, size, not stored.is_symmetric)
+
+
+@dataclass(frozen=True, slots=True)
+class StackedFourBits:
+    """Matrices of equal width, one below the other, as one in four bits.
+
+    parts  each matrix; None: it has another form, and is quantised in groups of `BLOCK`
+    """
+
+    parts: tuple[FourBitMatrix | None, ...]
+    outputs: int
+    inputs: int
+    group_size: int
+
+    @property
+    def has_minima(self) -> bool:
+        return any(part is None or part.has_minima for part in self.parts)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the levels, of the float16 scales and minima, and of a factor for each output."""
+        blocks, groups = -(-self.inputs // BLOCK), -(-self.inputs // self.group_size)
+        return self.outputs * (blocks * BLOCK // 2 + 2 * groups * (2 if self.has_minima else 1) + 4)
+
+
+def stacked_four_bits(matrices: Sequence[StoredTensor], *, quantises: bool) -> StackedFourBits | None:
+    """Return stored matrices of equal width as one; None if their groups differ in size.
+
+    Args:  quantises  matrices of another form are quantised; else one of them makes the result None
+    """
+    parts = tuple(in_four_bits(matrix) for matrix in matrices)
+    sizes = {BLOCK if part is None else part.group_size for part in parts}
+    if len(sizes) > 1 or (not quantises and None in parts):
+        return None
+    return StackedFourBits(parts, sum(each.shape[0] for each in matrices), matrices[0].shape[1], sizes.pop())
 
 
 def paired(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:

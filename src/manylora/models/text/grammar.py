@@ -184,17 +184,18 @@ def _checked_lark(text: str, source: GrammarSource) -> str:
         names = {each.partition("=")[0].strip() for each in attributes.split(",")}
         if found := sorted(names & _WITHOUT_EFFECT):
             raise source.refusal(f"the attribute `{found[0]}` of a rule has no effect")
-    parts, end = list[str](), 0
+    parts, end, read = list[str](), 0, json.JSONDecoder().raw_decode
     for token in TOKENS.finditer(text):
-        if token[0] != "%json" or token.start() < end:
+        if not token[0].startswith("%json") or token.start() < end:
             continue
-        start = token.end() + len(text[token.end() :]) - len(text[token.end() :].lstrip())
         try:
-            schema, length = json.JSONDecoder().raw_decode(text[start:])
-        except (ValueError, RecursionError):
-            break  # the compiler has the place
-        parts += [text[end:start], json_grammar(schema, field=source.field).text]
-        end = start + length
+            schema, stop = read(text, token.end())
+        except (ValueError, RecursionError) as error:
+            raise source.refusal("no JSON follows `%json`") from error
+        parts += [text[end : token.end()], json_grammar(schema, field=source.field).text]
+        end = stop
+        if len(parts) > 2 * MAX_SCHEMAS:
+            raise source.refusal(f"it has more than {MAX_SCHEMAS} schemas")
     return "".join([*parts, text[end:]])
 
 

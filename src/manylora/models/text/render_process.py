@@ -18,7 +18,7 @@ import sys
 from typing import Any, BinaryIO
 
 from manylora.clock import Clock, SystemClock
-from manylora.errors import ManyloraError, TemplateFailed
+from manylora.errors import ManyloraError, TemplateFailed, TemplateVariableMissing
 from manylora.models.text.sandbox import seclude
 from manylora.models.text.template import ChatTemplate
 from manylora.system.log_lines import configure_logs, log_context
@@ -133,7 +133,8 @@ def _rendered(job: Json, templates: dict[str, ChatTemplate]) -> Json:
     except ManyloraError as error:
         if isinstance(error.__cause__, MemoryError):
             return {"error": _OVER_MEMORY, "ended": True}
-        return {"error": error.message[:MAX_ERROR_CHARACTERS]}
+        kind = {"lacks": True} if isinstance(error, TemplateVariableMissing) else {}
+        return {"error": error.message[:MAX_ERROR_CHARACTERS], **kind}
     except Exception as error:  # hostile input: any error is the answer to this job
         return {"error": f"the chat template was stopped: {type(error).__name__}", "ended": True}
 

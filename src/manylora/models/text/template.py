@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, Undefined, UndefinedError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from manylora.clock import Clock, SystemClock
-from manylora.errors import TemplateFailed
+from manylora.errors import TemplateFailed, TemplateVariableMissing
 
 MAX_OUTPUT_CHARACTERS = 8_000_000
 MAX_LOOP_TURNS = 500_000
@@ -28,10 +28,14 @@ _TICK, _JOIN = "_manylora_tick", "_manylora_join"
 _TURNS_PER_CLOCK_READ = 256
 _MAX_WIDTH = 9_999
 _PRINTF_WIDTH = re.compile(r"%[^a-zA-Z%]*(\*|\d{5})")
-_BRACE_WIDTH = re.compile(r"\{[^}]*(\{|:[^}]*\d{5})")
+_WIDE = re.compile(r"\d{5}")
 # Filters and methods that make a text of any width: the filters are measured, the methods refused.
 _PADDING_FILTERS = ("center", "indent")
 _PADDING_METHODS = {"center", "ljust", "rjust", "zfill", "expandtabs"}
+
+
+_MARK = "CONTINUE_FINAL_MESSAGE"
+_MARKS = re.compile(f"{_MARK}(_*)")
 
 
 class ChatTemplate:
@@ -51,12 +55,19 @@ class ChatTemplate:
             raise TemplateFailed(f"the chat template does not compile: {error}") from error
 
     def render(self, variables: Mapping[str, Any]) -> str:
-        """Return the prompt. Raises `TemplateFailed` with the template's own message, or with the reached bound."""
+        """Return the prompt.
+
+        Raises `TemplateFailed` with the template's own message, or with the reached bound, and
+        `TemplateVariableMissing`. A template that prints `guideline` needs it, as in LoRAX; other variables that the
+        caller does not set are empty.
+        """
         work = _Work(self._clock)
         pieces: list[str] = []
         length = 0
         try:
-            for piece in self._template.generate({**variables, _TICK: work.tick, _JOIN: _join}):
+            for piece in self._template.generate(
+                {"guideline": _Needed(name="guideline"), **variables, _TICK: work.tick, _JOIN: _join}
+            ):
                 pieces.append(piece)
                 length += len(piece)
                 if length > MAX_OUTPUT_CHARACTERS:
@@ -65,6 +76,10 @@ class ChatTemplate:
             raise TemplateFailed(f"the chat template was stopped: {error}") from error
         except RecursionError as error:
             raise TemplateFailed("the chat template was stopped: too deep a recursion") from error
+        except UndefinedError as error:
+            raise TemplateVariableMissing(
+                f"the chat template needs a variable: {error}", parameter="messages"
+            ) from error
         # A template is a program of its author: the caller gets any error that it raises on these messages.
         except Exception as error:
             text = str(error) or type(error).__name__
@@ -95,11 +110,15 @@ def cut_last(text: str, content: str) -> str:
 
 
 def _mark(content: str) -> str:
-    """Return a text that does not occur in a content."""
-    mark = "CONTINUE_FINAL_MESSAGE"
-    while mark in content:
-        mark += "_"
-    return mark
+    """Return a text that does not occur in a content, in one pass over it."""
+    longest = max((len(found[1]) for found in _MARKS.finditer(content)), default=-1)
+    return _MARK + "_" * (longest + 1)
+
+
+class _Needed(Undefined):
+    """A variable without which a template cannot be printed; as a condition it is false."""
+
+    __str__ = Undefined._fail_with_undefined_error
 
 
 class _TooMuch(Exception):
@@ -185,8 +204,14 @@ def _check_length(length: int) -> None:
 
 def _check_format(text: object) -> None:
     """Refuse a format whose width has more than four digits, or is an argument."""
-    if isinstance(text, str) and (_PRINTF_WIDTH.search(text) or _BRACE_WIDTH.search(text)):
+    if isinstance(text, str) and (_PRINTF_WIDTH.search(text) or any(map(_is_wide, text.split("}")))):
         raise _TooMuch("a width of over four digits in a format")
+
+
+def _is_wide(piece: str) -> bool:
+    """Return whether a piece without `}` opens a field that has another one or a number of five digits as its width."""
+    _, opened, field = piece.partition("{")
+    return bool(opened) and ("{" in field or _WIDE.search(field.partition(":")[2]) is not None)
 
 
 def _measured(pad: Callable[..., str]) -> Callable[..., str]:

@@ -11,6 +11,7 @@ from manylora.errors import ModelUnsupported
 from manylora.kernels.collectives import Collectives, join_columns
 from manylora.kernels.cpu.backend import CpuKernels
 from manylora.kernels.cpu.library import NativeLibrary
+from manylora.kernels.cuda.backend import TorchKernels
 from manylora.kernels.interface import Kernels
 from manylora.kernels.reference import ReferenceKernels
 from manylora.kernels.select import select_kernels
@@ -78,6 +79,24 @@ ENDS: dict[str, dict[str, Any]] = {
 """Adapters that change the embedding or the head, and one that applies to a part of its rows."""
 
 
+@pytest.mark.parametrize("quantize", ["none", *long("int8", "int4")])
+def test_the_kernels_of_cards_share_a_base_over_gloo(quantize: str, tmp_path: Path) -> None:
+    """The same model and executor as over NCCL, with tensors of host memory in place of each rank's card."""
+    base = make_base(tmp_path / "base", hidden_size=64, intermediate_size=128, num_attention_heads=8)
+
+    def card() -> TorchKernels:
+        return TorchKernels(torch.device("cpu"), torch.float32, 1 << 30, quantize)
+
+    kernels, spec = card(), read_spec(base.directory)
+    whole = LlamaModel(spec, load_weights(base.directory, spec, kernels), kernels)
+    ready = place(
+        make_adapter(base, tmp_path / "dora", LoraConfig(**ENDS["dora"])), spec, ReferenceKernels(), base.directory
+    )
+    prompts: Prompts = [(PROMPT[:9], None), (PROMPT[3:9], ready)]
+    for found, wanted in zip(run_shared(base.directory, 2, prompts, card), run(whole, prompts), strict=True):
+        assert (found - wanted).abs().max().item() < TOLERANCE
+
+
 @pytest.mark.parametrize("is_tied", [False, *long(True)])
 @pytest.mark.parametrize("size", [2, *long(6)])  # six ranks share two key-value heads
 def test_adapters_of_the_ends_give_the_logits_of_one_process(is_tied: bool, size: int, tmp_path: Path) -> None:
@@ -126,15 +145,15 @@ def test_a_row_on_several_ranks_has_the_same_bits_in_any_batch(tmp_path: Path) -
 @pytest.mark.parametrize("quantize", ["none", *long("int8", "int4")])
 def test_native_ranks_are_as_near_to_float32_as_one_native_process(quantize: str, tmp_path: Path) -> None:
     base = make_base(tmp_path, hidden_size=64, intermediate_size=128, num_attention_heads=4).directory
-    prompts = [(PROMPT, None)]
-    [exact] = run(load_model(base, "reference", 1), prompts)
+    prompts: Prompts = [(PROMPT[start : start + 12], None) for start in range(0, len(PROMPT) - 12, 3)]
+    exact = torch.cat(run(load_model(base, "reference", 1), prompts))
 
     def kernels() -> Kernels:
         return select_kernels("native", 1, quantize=quantize)
 
     spec, own = read_spec(base), kernels()
-    [single] = run(LlamaModel(spec, load_weights(base, spec, own), own), prompts)
-    [shared] = run_shared(base, 2, prompts, kernels)
+    single = torch.cat(run(LlamaModel(spec, load_weights(base, spec, own), own), prompts))
+    shared = torch.cat(run_shared(base, 2, prompts, kernels))
     assert (shared - exact).square().mean() <= 1.3 * (single - exact).square().mean()
 
 

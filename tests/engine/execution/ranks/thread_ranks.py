@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
-from manylora.adapters.ranks.image_share import share_of
+from manylora.adapters.banks.image_share import share_of
 from manylora.engine.execution.ranks.group import join_group
 from manylora.kernels.collectives import Collectives
 from manylora.kernels.interface import Kernels

@@ -1,5 +1,6 @@
 """The commands from rank 0 to another rank, in one order over a socket, and the replies of a start."""
 
+import select
 import socket
 import struct
 from dataclasses import dataclass, field
@@ -28,8 +29,8 @@ class CommandKind(IntEnum):
     FAILED   a rank's reply: the failure that ends it, as text
     STEP     a plan, as `mirror.StepEncoder` writes it
     PLACE    an adapter's share, as `placements.placement` writes it
-    REMOVE   the digest of an adapter to drop
     ERASE    the digest of an adapter to overwrite with zeros and drop
+    BEAT     of an idle engine: a rank answers it with another
     DISCARD  first and last block whose keys and values are dropped
     RELEASE  drop what is kept of adapters from one step to the next
     STOP     end
@@ -43,8 +44,8 @@ class CommandKind(IntEnum):
     FAILED = 6
     STEP = 7
     PLACE = 8
-    REMOVE = 9
-    ERASE = 10
+    ERASE = 9
+    BEAT = 10
     DISCARD = 11
     RELEASE = 12
     STOP = 13
@@ -97,6 +98,12 @@ class CommandSocket:
         if numbers is None or payload is None:
             return None
         return Command(CommandKind(kind), numbers.numpy().view(np.int64), payload)
+
+    def has_received(self) -> bool:
+        """Return whether `receive` returns at once: a command has come, or the other end is gone."""
+        waiting = select.poll()  # `select.select` takes no descriptor from 1024 on
+        waiting.register(self._end, select.POLLIN)
+        return bool(waiting.poll(0))
 
     def close(self) -> None:
         self._end.close()

@@ -8,6 +8,7 @@ from torch import Tensor
 from manylora.engine.execution.executor import RankNumbers, Results
 from manylora.engine.execution.ranks.commands import Command, CommandKind
 from manylora.engine.execution.ranks.group import ProcessGroupRanks
+from manylora.engine.execution.ranks.heartbeat import RankHeartbeat
 from manylora.engine.execution.ranks.mirror import StepEncoder
 from manylora.engine.execution.ranks.processes import RankProcesses
 from manylora.engine.execution.runner import Model, Runner
@@ -21,12 +22,21 @@ from manylora.kernels.operands import KvCache, StepInput
 class RanksExecutor:
     """An `Executor` over several ranks. A loss of one ends every later step, until the engine's process starts anew.
 
-    Args:  runner  of rank 0, whose model is `model`
-           group   the collectives of rank 0
+    Args:  runner     of rank 0, whose model is `model`
+           group      the collectives of rank 0
+           heartbeat  of the ranks while none computes
     """
 
-    def __init__(self, runner: Runner, model: "FirstRank", ranks: RankProcesses, group: ProcessGroupRanks) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        model: "FirstRank",
+        ranks: RankProcesses,
+        group: ProcessGroupRanks,
+        heartbeat: RankHeartbeat,
+    ) -> None:
         self._runner = runner
+        self._heartbeat = heartbeat
         self._group = group
         self._model = model
         self._ranks = ranks
@@ -55,6 +65,7 @@ class RanksExecutor:
         if not self._is_released:
             self._is_released = True
             self._ranks.send(Command(CommandKind.RELEASE))
+        self._heartbeat.tend()
 
     def numbers(self) -> RankNumbers:
         """Return the ranks that live, this one counted, and the seconds that it spent in sums."""

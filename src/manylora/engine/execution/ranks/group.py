@@ -1,8 +1,8 @@
 """The collectives of ranks in processes of one machine, over torch's process groups."""
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Protocol, cast
 
 import torch
@@ -81,9 +81,21 @@ def join_group(backend: str, meeting: Store, rank: int, size: int, timeout_s: fl
         raise CollectiveFailed(f"rank {rank} of {size} cannot join the others by {backend}: {error}") from error
 
 
-def meeting_in(file: Path, size: int) -> Store:
-    """Return the store in which `size` processes meet, over a file that only they may open."""
-    return FileStore(str(file), size)
+def new_meeting() -> int:
+    """Return the number of a file in memory for `meeting_in`. It is in no folder, so that a kill leaves nothing behind.
+
+    The file stays open as long as the process: a group keeps its store, whose end opens the file by its number again,
+    and would find another file under that number.
+    """
+    return os.memfd_create("manylora-ranks")
+
+
+def meeting_in(file: int, size: int) -> Store:
+    """Return the store in which `size` processes meet, over an open file that each of them has inherited.
+
+    The store opens the file once more, for itself.
+    """
+    return FileStore(f"/proc/self/fd/{file}", size)
 
 
 def _gloo(meeting: Store, rank: int, size: int, timeout: timedelta) -> _Group:

@@ -24,25 +24,22 @@ def placement(share: PlacedAdapter) -> Command:
     return Command(CommandKind.PLACE, own, share.image.view(torch.uint8))
 
 
-def of_digest(kind: CommandKind, digest: Digest) -> Command:
-    """Return the command that removes or erases an adapter."""
-    return Command(kind, np.array(digest_numbers(digest), dtype=np.int64))
+def erasure(digest: Digest) -> Command:
+    """Return the command that erases an adapter."""
+    return Command(CommandKind.ERASE, np.array(digest_numbers(digest), dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementStream:
-    """`adapters.ranks.bank.RankStream` over the processes of the ranks."""
+    """`adapters.banks.ranked.RankStream` over the processes of the ranks."""
 
     ranks: RankProcesses
 
     def place(self, rank: int, share: PlacedAdapter) -> None:
         self.ranks.send_to(rank, placement(share))
 
-    def remove(self, digest: Digest) -> None:
-        self.ranks.send(of_digest(CommandKind.REMOVE, digest))
-
     def erase(self, digest: Digest) -> None:
-        self.ranks.send(of_digest(CommandKind.ERASE, digest))
+        self.ranks.send(erasure(digest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,7 @@ class RankPlacements:
         return self.placed[digest]
 
     def apply(self, command: Command) -> None:
-        """Carry out a PLACE, REMOVE or ERASE."""
+        """Carry out a PLACE or ERASE."""
         digest = Digest(digest_text(command.numbers[:_DIGEST].tolist()))
         if command.kind is CommandKind.PLACE:
             received = command.payload.view(self.dtype)
@@ -69,9 +66,7 @@ class RankPlacements:
             overwrite_copied(received, image)
             self.placed[digest] = _placed(digest, command, image)
             return
-        gone = self.placed.pop(digest)
-        if command.kind is CommandKind.ERASE:
-            gone.image.zero_()
+        self.placed.pop(digest).image.zero_()
 
 
 def _placed(digest: Digest, command: Command, image: Tensor) -> PlacedAdapter:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from manylora.config.environment import child_environment
@@ -42,18 +42,19 @@ class RankProcesses:
                       ranks may end before them
            size       number of ranks, rank 0 included
            timeout_s  longest wait for a rank that does not take commands
+           inherited  open files that each rank has, too, by the same numbers
     Thread: one
     """
 
-    def __init__(self, module: str, size: int, timeout_s: float) -> None:
+    def __init__(self, module: str, size: int, timeout_s: float, inherited: Collection[int] = ()) -> None:
         """Start the processes. Raises: `StartupError`, `OSError`."""
         self.size = size
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._lost: RankLost | None = None
         self._ranks: list[_Rank] = []
         try:
             for number in range(1, size):
-                self._ranks.append(_spawn(module, number))
+                self._ranks.append(_spawn(module, number, inherited))
         except BaseException:
             self.end()
             raise
@@ -105,7 +106,7 @@ class RankProcesses:
             failure = failure_of(reply.text)
             raise type(failure)(f"{self._name(rank)}: {failure.message}")
         assert reply.kind is kind, f"{self._name(rank)} answers {reply.kind!r}, not {kind!r}"
-        rank.socket.set_timeout(self._timeout_s)
+        rank.socket.set_timeout(self.timeout_s)
         return reply.text
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -124,6 +125,10 @@ class RankProcesses:
         except OSError as error:
             self.lose(f"it does not take commands: {error}")
 
+    def take_beats(self) -> set[int]:
+        """Return the ranks whose answer to a beat has come since the last call, without a wait."""
+        return {rank.number for rank in self._ranks if self._lost is None and self._has_beaten(rank)}
+
     def check(self) -> None:
         """Raise `RankLost` if a rank is lost."""
         if self._lost is None and any(rank.process.poll() is not None for rank in self._ranks):
@@ -131,12 +136,16 @@ class RankProcesses:
         if self._lost is not None:
             raise self._lost
 
-    def lose(self, why: str) -> RankLost:
-        """Note the loss of a rank, end all ranks, and return the error of the requests under way."""
+    def lose(self, why: str, silent_ranks: Collection[int] = ()) -> RankLost:
+        """Note the loss of a rank, end all ranks, and return the error of the requests under way.
+
+        `silent_ranks`: those that live and are known to be silent. Without them they are the ranks that have not ended
+        where others have.
+        """
         if self._lost is None:
             ended = [rank for rank in self._ranks if self._code(rank) is not None]
             causes = [rank for rank in ended if rank.process.returncode != LOST_OTHERS]
-            silent = [rank for rank in self._ranks if ended and rank not in ended]
+            silent = [rank for rank in self._ranks if rank not in ended and (ended or rank.number in silent_ranks)]
             who = ", ".join(self._name(rank) + ending(rank.process.returncode) for rank in causes)
             who = who or ", ".join(f"{self._name(rank)}, which does not answer" for rank in silent)
             who = who or f"one of the {self.size} ranks"
@@ -163,6 +172,12 @@ class RankProcesses:
             rank.process.wait()
             rank.socket.close()
 
+    def _has_beaten(self, rank: _Rank) -> bool:
+        try:
+            return rank.socket.has_received() and rank.socket.receive() is not None
+        except OSError:
+            return False  # it is gone: `check` finds it
+
     def _name(self, rank: _Rank) -> str:
         return f"rank {rank.number} of {self.size}"
 
@@ -174,7 +189,7 @@ class RankProcesses:
             return None
 
 
-def _spawn(module: str, number: int) -> _Rank:
+def _spawn(module: str, number: int, inherited: Collection[int]) -> _Rank:
     ours, theirs = socket.socketpair()
     with theirs:
         is_lasting = threading.current_thread() is threading.main_thread()
@@ -184,7 +199,7 @@ def _spawn(module: str, number: int) -> _Rank:
                 [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(parent)],
                 env=child_environment(),
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *inherited),
                 start_new_session=True,
             )
         except BaseException:

@@ -29,8 +29,10 @@ class RankWorker:
                     plan, running = self._mirror.decode(command.numbers)
                     step = self._builder.build(plan, running).step
                     self._result = self._model.forward(step, self._kv, self._result)
-                case CommandKind.PLACE | CommandKind.REMOVE | CommandKind.ERASE:
+                case CommandKind.PLACE | CommandKind.ERASE:
                     self._adapters.apply(command)
+                case CommandKind.BEAT:
+                    commands.send(command)
                 case CommandKind.DISCARD:
                     self._kv.discard(*command.numbers.tolist())
                 case CommandKind.RELEASE:

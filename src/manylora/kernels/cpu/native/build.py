@@ -31,8 +31,10 @@ from manylora.kernels.cpu.native.library_cache import (
 SOURCE_DIR = Path(__file__).parent / "src"
 HEADER_DIR = Path(__file__).parent / "include"
 COMPILERS = ("g++", "c++", "clang++")
+# Elsewhere than on x86 clang knows only the second one.
+_THIS_PROCESSOR = "-march=native" if platform.machine() in {"x86_64", "AMD64"} else "-mcpu=native"
 # Without contraction every fused multiply-add stands in the source, which fixes the order of accumulation.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
+FLAGS = ("-std=c++17", "-O3", _THIS_PROCESSOR, "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-pthread")
 
 NO_HEADERS: Mapping[str, str] = {}
 
@@ -124,6 +126,25 @@ def _bound(code: bytes) -> ctypes.CDLL:
 def has_compiler() -> bool:
     """Return whether a C++ compiler is installed, without which no library is loaded."""
     return any(shutil.which(name) for name in COMPILERS)
+
+
+def try_compiler(compiler: str | None = None) -> str:
+    """Compile a library of one line with the flags of the kernels, load it, and return the compiler's path.
+
+    Nothing is kept. Raises `NativeBuildFailed`.
+    """
+    path = _find_compiler(compiler)
+    with scratch_folder(Path(tempfile.gettempdir())) as scratch:
+        source, built = scratch / "trial.cpp", scratch / "trial.so"
+        source.write_text('#include <cmath>\nextern "C" double trial(double x) { return std::fma(x, x, 1.0); }\n')
+        said = _finish(_start([path, *FLAGS, "-shared", str(source), "-o", str(built)], scratch))
+        if said is not None:
+            raise NativeBuildFailed(f"{path} does not compile for this processor: {said.strip()}")
+        try:
+            load_code(built.read_bytes())
+        except KeptFileUnusable as error:
+            raise NativeBuildFailed(f"what {path} compiled cannot be loaded: {error}") from error
+    return path
 
 
 def _find_compiler(wanted: str | None) -> str:

@@ -1,15 +1,14 @@
 """The launches of segmented LoRA: two for each product, whatever the ranks of its rows."""
 
 import dataclasses
-from typing import cast
 
 import torch
 import triton
 from torch import Tensor
 
-from manylora.kernels.cuda.jit.chunks import LoraChunks, chunked
-from manylora.kernels.cuda.jit.interpreting import is_wide
-from manylora.kernels.cuda.jit.lora_kernels import CHUNK_ROWS, ENTRY, PAGE_RANKS, expand_kernel, shrink_kernel
+from manylora.kernels.cuda.jit.chunks import LoraChunks, StagedLora, chunked
+from manylora.kernels.cuda.jit.programs.interpreting import is_wide
+from manylora.kernels.cuda.jit.programs.lora_kernels import CHUNK_ROWS, ENTRY, PAGE_RANKS, expand_kernel, shrink_kernel
 from manylora.kernels.lora_batch import LoraBatch, LoraSegment
 from manylora.kernels.projections import LoraTarget
 
@@ -17,39 +16,63 @@ BLOCK_INPUTS = 64
 BLOCK_OUTPUTS = 128
 LEAST_SPLIT = 512
 MOST_SPLITS = 8
+MOST_PAGE_PROGRAMS = 4
+"""Programs side by side for the pages of one item and split; a captured step has them for every item."""
+
+
+class LoraTiles:
+    """The places of targets in the table and in y, and the tiles of their outputs, on the device once for each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._known: dict[tuple[LoraTarget, ...], tuple[Tensor, Tensor]] = {}
+
+    def of(self, targets: tuple[LoraTarget, ...]) -> tuple[Tensor, Tensor]:
+        """Return (targets, 3) int32: index, column, outputs; and (tiles, 2) int32: target, first output."""
+        if targets not in self._known:
+            places = [(target.projection, target.column, target.out) for target in targets]
+            tiles = [
+                (number, first)
+                for number, target in enumerate(targets)
+                for first in range(0, target.out, BLOCK_OUTPUTS)
+            ]
+            self._known[targets] = (
+                torch.tensor(places, dtype=torch.int32).to(self._device),
+                torch.tensor(tiles, dtype=torch.int32).to(self._device),
+            )
+        return self._known[targets]
 
 
 class TritonAdapters:
     """The operation `add_lora`, and the form of segments that it reads.
 
     Args:  device  of the rows and of the adapters' images
+           tiles   of the targets
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, tiles: LoraTiles | None = None) -> None:
         self._device = device
-        self._tiles: dict[tuple[LoraTarget, ...], tuple[Tensor, Tensor]] = {}
+        self._tiles = tiles or LoraTiles(device)
 
     def prepare_lora(
         self, segments: tuple[LoraSegment, ...], sampled: tuple[LoraSegment, ...] = (), vocabulary: int = 0
     ) -> LoraBatch:
         batch = LoraBatch(segments, sampled, vocabulary)
-        return dataclasses.replace(batch, native=chunked(segments, CHUNK_ROWS, self._device)) if segments else batch
+        return dataclasses.replace(batch, native=StagedLora(chunked(segments, CHUNK_ROWS))) if segments else batch
 
     def add_lora(self, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
-        if not lora.segments:
-            return
-        own = cast(LoraChunks, lora.native)  # `prepare_lora` made it
-        if not own.most_rank:
+        own = chunks_of(lora, self._device)
+        if own is None or not own.most_rank:
             return
         _, layers, width, _ = own.tables.shape
-        places, tiles = self._tiles_of(targets)
+        places, tiles = self._tiles.of(targets)
         pages, num_items, inputs = triton.cdiv(own.most_rank, PAGE_RANKS), len(own.items), x.shape[1]
         splits, split_inputs = splits_of(inputs)
         partial = torch.empty(
             (splits, len(targets), num_items, CHUNK_ROWS, pages * PAGE_RANKS), dtype=torch.float32, device=x.device
         )
-        wide = is_wide(own.image.dtype)
-        shrink_kernel[(num_items, splits, len(targets) * pages)](
+        wide, page_programs = is_wide(own.image.dtype), min(pages, MOST_PAGE_PROGRAMS)
+        shrink_kernel[(num_items, splits, len(targets) * page_programs)](
             x,
             x.stride(0),
             own.image,
@@ -62,6 +85,7 @@ class TritonAdapters:
             width,
             inputs,
             pages,
+            page_programs,
             num_items,
             len(targets),
             SPLIT_INPUTS=split_inputs,
@@ -96,20 +120,11 @@ class TritonAdapters:
             TABLE_ENTRY=ENTRY,
         )
 
-    def _tiles_of(self, targets: tuple[LoraTarget, ...]) -> tuple[Tensor, Tensor]:
-        """Return (targets, 3) int32: index, column, outputs; and (tiles, 2) int32: target, first output."""
-        if targets not in self._tiles:
-            places = [(target.projection, target.column, target.out) for target in targets]
-            tiles = [
-                (number, first)
-                for number, target in enumerate(targets)
-                for first in range(0, target.out, BLOCK_OUTPUTS)
-            ]
-            self._tiles[targets] = (
-                torch.tensor(places, dtype=torch.int32).to(self._device),
-                torch.tensor(tiles, dtype=torch.int32).to(self._device),
-            )
-        return self._tiles[targets]
+
+def chunks_of(lora: LoraBatch, device: torch.device) -> LoraChunks | None:
+    """Return the chunks of a batch on the device: of a captured step those that stay there; None without adapters."""
+    native = lora.native
+    return native.on(device) if isinstance(native, StagedLora) else native if isinstance(native, LoraChunks) else None
 
 
 def splits_of(inputs: int) -> tuple[int, int]:

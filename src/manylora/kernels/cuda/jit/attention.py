@@ -6,8 +6,8 @@ import torch
 import triton
 from torch import Tensor
 
-from manylora.kernels.cuda.jit.attention_kernels import attend_kernel, combine_kernel
-from manylora.kernels.cuda.jit.interpreting import is_wide
+from manylora.kernels.cuda.jit.programs.attention_kernels import attend_kernel, combine_kernel
+from manylora.kernels.cuda.jit.programs.interpreting import is_wide
 from manylora.kernels.cuda.staging import SequenceRows, StagedAttention, staged_attention
 from manylora.kernels.operands import AttentionBatch, KvCache
 from manylora.kernels.plain.attention import plain_kv
@@ -20,6 +20,10 @@ LEAST_ROWS = 16
 """The least side of a tile of `tl.dot`."""
 MOST_SPLIT_ROWS = 64
 """Rows of a step up to which splits run side by side; with more rows there are programs enough without."""
+MOST_PARTS = 2048
+"""Rows times splits up to which splits run side by side: each part of a row takes a row of float32."""
+MOST_SPLIT_PROGRAMS = 32
+"""Programs side by side for the splits of one tile; each takes every so many-th split."""
 
 
 class TritonAttention:
@@ -46,14 +50,14 @@ class TritonAttention:
             return out
         group = heads // kv_heads
         block_rows = max(LEAST_ROWS, triton.next_power_of_2(group))
-        tiles = self._tiles_of(staged, block_rows // group)
-        splits = 1 + max((own.end - 1) // self._split for own in staged.sequences)
-        fuses = splits == 1 or rows > self._most_split_rows
+        tiles = self._tiles_of(staged, block_rows // group) if staged.tiles is None else staged.tiles
+        splits = triton.cdiv(staged.most_positions, self._split)
+        fuses = splits == 1 or rows > self._most_split_rows or splits * rows > MOST_PARTS
         shape = (1, 1, 1) if fuses else (splits, rows, heads)
         peaks, sums = (torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2))
         totals = torch.empty((*shape, head_dim), dtype=torch.float32, device=q.device)
         block_dim = max(LEAST_ROWS, triton.next_power_of_2(head_dim))
-        attend_kernel[(len(tiles), kv_heads, 1 if fuses else splits)](
+        attend_kernel[(len(tiles), kv_heads, 1 if fuses else min(splits, MOST_SPLIT_PROGRAMS))](
             q.contiguous(),
             out,
             peaks,

@@ -1,7 +1,8 @@
 """The segments of a step as the LoRA kernels read them: chunks of rows, their items, and the table of the adapters."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,28 +16,53 @@ _Parts = tuple[tuple[int, float], ...]
 """The adapters of one span of rows by number, in order, with their weights."""
 
 
+CHUNK_TENSORS = ("chunks", "items", "weights", "tables", "row_items")
+"""The tensors of `LoraChunks` that a step brings to the device."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoraChunks:
-    """The tensors of a batch's segments, on the device.
+    """The tensors of a batch's segments, in host memory or on the device.
 
     chunks    (chunks, 4) int32: first row, rows, first item, items; no row is in two chunks
     items     (items, 4) int32: first row, rows, number of the adapter, 0; an item is one adapter of one chunk
     weights   (items,) float32
     tables    (adapters, layers, width, 5) int64: addresses of A and B, rank, addresses of bias and gain (0: none)
-    image     one of the images, for its dtype
-    most_rank the largest rank in the tables
+    row_items  (rows, 2) int32: first item and items of each row up to the last one with an adapter
+    image      one of the images, for its dtype
+    most_rank  the largest rank in the tables
+    most_items the most items of a row
+    A chunk or an item of no rows is skipped, whatever its other numbers are.
     """
 
     chunks: Tensor
     items: Tensor
     weights: Tensor
     tables: Tensor
+    row_items: Tensor
     image: Tensor
     most_rank: int
+    most_items: int
 
 
-def chunked(segments: Sequence[LoraSegment], most_rows: int, device: torch.device) -> LoraChunks:
-    """Return the chunks of segments, each of at most `most_rows` rows, from each segment's first row on."""
+@dataclass(slots=True)
+class StagedLora:
+    """The chunks of a batch in host memory, and on the device from the first step on that asks for them there."""
+
+    host: LoraChunks
+    _placed: LoraChunks | None = field(default=None, init=False)
+
+    def on(self, device: torch.device) -> LoraChunks:
+        """Return the chunks on the device."""
+        if self._placed is None:
+            host = self.host
+            parts = {name: getattr(host, name).to(device) for name in CHUNK_TENSORS}
+            self._placed = dataclasses.replace(host, **parts)
+        return self._placed
+
+
+def chunked(segments: Sequence[LoraSegment], most_rows: int) -> LoraChunks:
+    """Return the chunks of segments in host memory, each of at most `most_rows` rows, from a segment's first row on."""
     numbers: dict[int, int] = {}
     adapters: list[PlacedAdapter] = []
     for segment in segments:
@@ -44,20 +70,24 @@ def chunked(segments: Sequence[LoraSegment], most_rows: int, device: torch.devic
             numbers[id(segment.adapter)] = len(adapters)
             adapters.append(segment.adapter)
     chunks, items, weights = list[tuple[int, ...]](), list[tuple[int, ...]](), list[float]()
+    row_items = np.zeros((max(segment.stop for segment in segments), 2), dtype=np.int32)
     for start, stop, parts in _spans(segments, numbers):
         for first in range(start, stop, most_rows):
             rows = min(most_rows, stop - first)
+            row_items[first : first + rows] = len(items), len(parts)
             chunks.append((first, rows, len(items), len(parts)))
             items += [(first, rows, number, 0) for number, _ in parts]
             weights += [weight for _, weight in parts]
     tables = np.stack([_table(adapter) for adapter in adapters])
     return LoraChunks(
-        chunks=torch.tensor(chunks, dtype=torch.int32).to(device),
-        items=torch.tensor(items, dtype=torch.int32).to(device),
-        weights=torch.tensor(weights, dtype=torch.float32).to(device),
-        tables=torch.from_numpy(tables).to(device),
+        chunks=torch.tensor(chunks, dtype=torch.int32),
+        items=torch.tensor(items, dtype=torch.int32),
+        weights=torch.tensor(weights, dtype=torch.float32),
+        tables=torch.from_numpy(tables),
+        row_items=torch.from_numpy(row_items),
         image=adapters[0].image,
         most_rank=int(tables[..., 2].max()),
+        most_items=int(row_items[:, 1].max()),
     )
 
 

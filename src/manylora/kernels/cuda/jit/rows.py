@@ -4,7 +4,7 @@ import torch
 import triton
 from torch import Tensor
 
-from manylora.kernels.cuda.jit.row_kernels import (
+from manylora.kernels.cuda.jit.programs.row_kernels import (
     add_norm_kernel,
     gated_silu_kernel,
     norm_heads_kernel,

@@ -1,4 +1,5 @@
-// Sixteen int32 sums of products of bytes, on AVX-512, AVX2 (both with VNNI or without) or plain C++.
+// Sixteen int32 sums of products of bytes, on AVX-512, AVX2 (both with VNNI or without), NEON (with products of
+// bytes or without) or plain C++.
 //
 // Weights are unsigned bytes, activations are signed ones. Integer sums are exact and wrap around, so every path gives the
 // same numbers in any order.
@@ -169,6 +170,106 @@ inline Sums end(Sums sums, Partial part) {
 inline Partial add_nibbles(Partial part, Quads w, One x) {
     return {in_turn(_mm256_add_epi16(part.a, _mm256_maddubs_epi16(w.a, x.a))),
             in_turn(_mm256_add_epi16(part.b, _mm256_maddubs_epi16(w.b, x.a)))};
+}
+
+#endif
+
+#elif defined(__aarch64__)
+
+inline V16 in_register(V16 v) { return v; }
+
+constexpr int WORDS = 1;
+struct Sums { int32x4_t a, b, c, d; };
+struct Quads { uint8x16_t a, b, c, d; };
+using Partial = Sums;
+
+inline Sums all_sums(int32_t x) { int32x4_t v = vdupq_n_s32(x); return {v, v, v, v}; }
+inline V16 to_floats(Sums v) { return {vcvtq_f32_s32(v.a), vcvtq_f32_s32(v.b), vcvtq_f32_s32(v.c), vcvtq_f32_s32(v.d)}; }
+inline void round_levels(int8_t* p, V16 v) {
+    auto eight = [](float32x4_t x, float32x4_t y) {
+        return vmovn_s16(vcombine_s16(vmovn_s32(vcvtnq_s32_f32(x)), vmovn_s32(vcvtnq_s32_f32(y))));
+    };
+    vst1q_s8(p, vcombine_s8(eight(v.a, v.b), eight(v.c, v.d)));
+}
+inline uint32_t largest_bits(V16 v, V16 w) {
+    auto most = [](float32x4_t x, float32x4_t y) {
+        const uint32x4_t mask = vdupq_n_u32(0x7fffffffu);
+        return vmaxq_u32(vandq_u32(vreinterpretq_u32_f32(x), mask), vandq_u32(vreinterpretq_u32_f32(y), mask));
+    };
+    return vmaxvq_u32(vmaxq_u32(vmaxq_u32(most(v.a, v.b), most(v.c, v.d)), vmaxq_u32(most(w.a, w.b), most(w.c, w.d))));
+}
+inline Quads load_nibbles(const uint8_t* p) { return {vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}; }
+inline Quads low(Quads v) {
+    const uint8x16_t mask = vdupq_n_u8(15);
+    return {vandq_u8(v.a, mask), vandq_u8(v.b, mask), vandq_u8(v.c, mask), vandq_u8(v.d, mask)};
+}
+inline Quads high(Quads v) { return {vshrq_n_u8(v.a, 4), vshrq_n_u8(v.b, 4), vshrq_n_u8(v.c, 4), vshrq_n_u8(v.d, 4)}; }
+inline Partial begin(Sums sums) { return sums; }
+inline Sums end(Sums, Partial part) { return part; }
+// f of each quarter of the sums and of the weights.
+template <class F> inline Sums quarters(F f, Sums sums, Quads w) {
+    return {f(sums.a, w.a), f(sums.b, w.b), f(sums.c, w.c), f(sums.d, w.d)};
+}
+inline int8x16_t four_levels(const uint32_t* p) { return vreinterpretq_s8_u32(vdupq_n_u32(*p)); }
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+
+struct One { int8x16_t a; };
+
+inline One one_word(const uint32_t* p) { return {four_levels(p)}; }
+template <int J> inline Quads load_quads(const uint8_t* p) { return load_nibbles(p); }
+inline Sums add_products(Sums sums, Quads w, One x) {
+    return quarters([&](int32x4_t sum, uint8x16_t v) { return vusdotq_s32(sum, v, x.a); }, sums, w);
+}
+inline Partial add_nibbles(Partial part, Quads w, One x) { return add_products(part, w, x); }
+
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+// The instruction multiplies signed bytes. A weight above 127 needs that, so that 128 is subtracted from each; `rest` holds
+// 128 times the sum of the four levels, for each sum.
+struct One { int8x16_t a; int32x4_t rest; };
+
+inline One one_word(const uint32_t* p) {
+    const int8x16_t levels = four_levels(p);
+    return {levels, vshlq_n_s32(vdotq_s32(vdupq_n_s32(0), levels, vdupq_n_s8(64)), 1)};
+}
+template <int J> inline Quads load_quads(const uint8_t* p) {
+    const uint8x16_t flip = vdupq_n_u8(128);
+    const Quads w = load_nibbles(p);
+    return {veorq_u8(w.a, flip), veorq_u8(w.b, flip), veorq_u8(w.c, flip), veorq_u8(w.d, flip)};
+}
+inline Sums add_products(Sums sums, Quads w, One x) {
+    return quarters([&](int32x4_t sum, uint8x16_t v) {
+        return vdotq_s32(vaddq_s32(sum, x.rest), vreinterpretq_s8_u8(v), x.a);
+    }, sums, w);
+}
+inline Partial add_nibbles(Partial part, Quads w, One x) {
+    return quarters([&](int32x4_t sum, uint8x16_t v) { return vdotq_s32(sum, vreinterpretq_s8_u8(v), x.a); }, part, w);
+}
+
+#else
+
+struct One { int8x16_t a; };
+
+inline One one_word(const uint32_t* p) { return {four_levels(p)}; }
+template <int J> inline Quads load_quads(const uint8_t* p) { return load_nibbles(p); }
+inline Sums add_products(Sums sums, Quads w, One x) {
+    const int16x8_t levels = vmovl_s8(vget_low_s8(x.a));  // two times the same four
+    return quarters([&](int32x4_t sum, uint8x16_t v) {
+        auto two = [&](uint8x8_t bytes) {
+            const int16x8_t wide = vreinterpretq_s16_u16(vmovl_u8(bytes));
+            return vpaddq_s32(vmull_s16(vget_low_s16(wide), vget_low_s16(levels)), vmull_high_s16(wide, levels));
+        };
+        return vaddq_s32(sum, vpaddq_s32(two(vget_low_u8(v)), two(vget_high_u8(v))));
+    }, sums, w);
+}
+// Two products of a weight below sixteen fit into int16.
+inline Partial add_nibbles(Partial part, Quads w, One x) {
+    return quarters([&](int32x4_t sum, uint8x16_t v) {
+        const int8x16_t bytes = vreinterpretq_s8_u8(v);
+        const int16x8_t first = vmull_s8(vget_low_s8(bytes), vget_low_s8(x.a)), second = vmull_high_s8(bytes, x.a);
+        return vpadalq_s16(sum, vpaddq_s16(first, second));
+    }, part, w);
 }
 
 #endif

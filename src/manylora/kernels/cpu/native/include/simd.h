@@ -1,4 +1,4 @@
-// Sixteen float32 lanes on AVX-512, AVX2 or plain C++, with the same bits on all three.
+// Sixteen float32 lanes on AVX-512, AVX2, NEON or plain C++, with the same bits on all four.
 //
 // Every operation is defined lane by lane, fused multiply-adds are always written out, and sums across lanes have one
 // fixed order. So a kernel written with V16 has one accumulation order whatever the machine, the batch or the thread.
@@ -9,6 +9,8 @@
 
 #if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace ml {
@@ -42,8 +44,9 @@ inline float half_to_float(fp16 value) {
 inline bf16 to_bf16(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16((bits >> 16) | 0x40);
-    return bf16((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+    // Both results first, so that a compiler rounds many values side by side.
+    const uint32_t quiet = bits >> 16 | 0x40, rounded = (bits + 0x7fffu + (bits >> 16 & 1)) >> 16;
+    return bf16((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
 }
 
 // "Split order" is the order in which sixteen bf16 fall apart most cheaply into two registers. Lanes are independent in
@@ -179,6 +182,65 @@ inline V16 power_of_two(V16 magic_sum) {
 }
 inline void fold_to_8(V16 v, float* out) { _mm256_storeu_ps(out, _mm256_add_ps(v.a, v.b)); }
 inline float max_lanes(V16 v) { return max_of_8(_mm256_max_ps(v.a, v.b)); }
+
+#elif defined(__aarch64__)
+
+constexpr const char* ISA = "neon";
+struct V16 { float32x4_t a, b, c, d; };
+
+inline V16 zero() { float32x4_t v = vdupq_n_f32(0.0f); return {v, v, v, v}; }
+inline V16 set1(float x) { float32x4_t v = vdupq_n_f32(x); return {v, v, v, v}; }
+inline V16 load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}; }
+inline void store(float* p, V16 v) {
+    vst1q_f32(p, v.a), vst1q_f32(p + 4, v.b), vst1q_f32(p + 8, v.c), vst1q_f32(p + 12, v.d);
+}
+// f of each quarter of the arguments.
+template <class F, class... V> inline V16 quarters(F f, V... v) { return {f(v.a...), f(v.b...), f(v.c...), f(v.d...)}; }
+inline V16 add(V16 x, V16 y) { return {vaddq_f32(x.a, y.a), vaddq_f32(x.b, y.b), vaddq_f32(x.c, y.c), vaddq_f32(x.d, y.d)}; }
+inline V16 sub(V16 x, V16 y) { return {vsubq_f32(x.a, y.a), vsubq_f32(x.b, y.b), vsubq_f32(x.c, y.c), vsubq_f32(x.d, y.d)}; }
+inline V16 mul(V16 x, V16 y) { return {vmulq_f32(x.a, y.a), vmulq_f32(x.b, y.b), vmulq_f32(x.c, y.c), vmulq_f32(x.d, y.d)}; }
+inline V16 div(V16 x, V16 y) { return {vdivq_f32(x.a, y.a), vdivq_f32(x.b, y.b), vdivq_f32(x.c, y.c), vdivq_f32(x.d, y.d)}; }
+inline V16 fma(V16 x, V16 y, V16 z) {
+    return {vfmaq_f32(z.a, x.a, y.a), vfmaq_f32(z.b, x.b, y.b), vfmaq_f32(z.c, x.c, y.c), vfmaq_f32(z.d, x.d, y.d)};
+}
+inline V16 max(V16 x, V16 y) {
+    return quarters([](float32x4_t p, float32x4_t q) { return vbslq_f32(vcgtq_f32(p, q), p, q); }, x, y);
+}
+inline V16 min(V16 x, V16 y) {
+    return quarters([](float32x4_t p, float32x4_t q) { return vbslq_f32(vcltq_f32(p, q), p, q); }, x, y);
+}
+inline V16 select(int lo, int hi, V16 x, V16 y) {
+    const int32_t first[4] = {0, 1, 2, 3};
+    const int32x4_t lane = vld1q_s32(first);
+    auto quarter = [&](int base, float32x4_t p, float32x4_t q) {
+        uint32x4_t inside = vandq_u32(vcgeq_s32(lane, vdupq_n_s32(lo - base)), vcltq_s32(lane, vdupq_n_s32(hi - base)));
+        return vbslq_f32(inside, p, q);
+    };
+    return {quarter(0, x.a, y.a), quarter(4, x.b, y.b), quarter(8, x.c, y.c), quarter(12, x.d, y.d)};
+}
+inline V16 load_bf16(const bf16* p) {
+    auto quarter = [](uint16x4_t v) { return vreinterpretq_f32_u32(vshll_n_u16(v, 16)); };
+    uint16x8_t low = vld1q_u16(p), high = vld1q_u16(p + 8);
+    return {quarter(vget_low_u16(low)), quarter(vget_high_u16(low)), quarter(vget_low_u16(high)), quarter(vget_high_u16(high))};
+}
+inline V16 load_fp16(const fp16* p) {
+    auto quarter = [](const fp16* q) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(q))); };
+    return {quarter(p), quarter(p + 4), quarter(p + 8), quarter(p + 12)};
+}
+// A widening shift gives four bfloat16 their order, as cheaply as any other one.
+template <class W> V16 load_split(const W* p);
+template <> inline V16 load_split<float>(const float* p) { return load(p); }
+template <> inline V16 load_split<bf16>(const bf16* p) { return load_bf16(p); }
+template <class W> inline V16 join(V16 v) { return v; }
+template <class W> inline V16 split(V16 v) { return v; }
+inline V16 power_of_two(V16 magic_sum) {
+    return quarters([](float32x4_t m) {
+        int32x4_t n = vsubq_s32(vreinterpretq_s32_f32(m), vdupq_n_s32(0x4b400000 - 127));
+        return vreinterpretq_f32_s32(vshlq_n_s32(n, 23));
+    }, magic_sum);
+}
+inline void fold_to_8(V16 v, float* out) { vst1q_f32(out, vaddq_f32(v.a, v.c)), vst1q_f32(out + 4, vaddq_f32(v.b, v.d)); }
+inline float max_lanes(V16 v) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(v.a, v.b), vmaxq_f32(v.c, v.d))); }
 
 #else
 

@@ -12,6 +12,10 @@ namespace ml {
 constexpr int REGISTERS = 32, SUM_REGISTERS = 1;  // of the processor; in sixteen sums
 constexpr int TILE_ROWS = 12;  // 12 x 2 accumulators, two weights and a broadcast in 32 registers
 constexpr int TILE_PANELS = 2;
+#elif defined(__aarch64__)
+constexpr int REGISTERS = 32, SUM_REGISTERS = 4;
+constexpr int TILE_ROWS = 6;  // 6 x 1 quadruples of accumulators, four weights and a broadcast in 32 registers
+constexpr int TILE_PANELS = 1;
 #else
 constexpr int REGISTERS = 16, SUM_REGISTERS = 2;
 constexpr int TILE_ROWS = 6;  // 6 x 1 pairs of accumulators, two weights and a broadcast in 16 registers

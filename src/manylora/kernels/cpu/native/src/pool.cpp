@@ -17,6 +17,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define ML_PAUSE() _mm_pause()
+#elif defined(__aarch64__)
+#define ML_PAUSE() __asm__ __volatile__("isb" ::: "memory")  // `yield` does nothing on most of these processors
 #else
 #define ML_PAUSE() std::this_thread::yield()
 #endif

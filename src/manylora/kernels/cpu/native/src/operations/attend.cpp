@@ -254,7 +254,13 @@ void rotate(const float* x, const float* cos, const float* sin, int64_t half, fl
         std::copy(x, x + 2 * half, out);
         return;
     }
-    for (int64_t i = 0; i < half; ++i) {
+    int64_t i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        const V16 low = load(x + i), high = load(x + i + half), c = load(cos + i), s = load(sin + i);
+        store(out + i, sub(mul(low, c), mul(high, s)));
+        store(out + i + half, add(mul(high, c), mul(low, s)));
+    }
+    for (; i < half; ++i) {
         float low = x[i], high = x[i + half];
         out[i] = low * cos[i] - high * sin[i];
         out[i + half] = high * cos[i] + low * sin[i];
@@ -272,7 +278,9 @@ void store_key(const Kv& kv, const bf16* from, bf16* block, int64_t slot) {
 
 void store_value(const Kv& kv, const bf16* from, bf16* block, int64_t slot) {
     bf16* to = block + slot / kv.depth * kv.depth * LANES + slot % kv.depth;
-    for (int64_t i = 0; i < kv.head_dim; ++i) to[i / LANES * kv.value_panel() + i % LANES * kv.depth] = from[i];
+    const int64_t dim = kv.head_dim, depth = kv.depth, panel = kv.value_panel();
+    for (int64_t first = 0; first < dim; first += LANES, to += panel)
+        for (int64_t i = first; i < std::min<int64_t>(dim, first + LANES); ++i) to[(i - first) * depth] = from[i];
 }
 
 }  // namespace

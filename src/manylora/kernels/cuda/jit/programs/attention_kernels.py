@@ -47,7 +47,7 @@ def attend_kernel(
     FUSES: tl.constexpr,
     IS_WIDE: tl.constexpr,
 ):
-    """Attend with one tile's rows to one split, or with FUSES to all of its splits in order."""
+    """Attend with one tile's rows to every so many-th split, or with FUSES, of one program, to all splits in order."""
     tile, kv_head = tl.program_id(0), tl.program_id(1)
     sequence, first_row = tl.load(tiles + tile * 4), tl.load(tiles + tile * 4 + 1)
     own_rows, position = tl.load(tiles + tile * 4 + 2), tl.load(tiles + tile * 4 + 3)
@@ -65,13 +65,10 @@ def attend_kernel(
     end = position + own_rows
     low = tl.where(window > 0, tl.maximum(0, position - window + 1), 0)
     first_split, last_split = low // SPLIT, (end - 1) // SPLIT + 1
-    if not FUSES:
-        first_split = tl.maximum(first_split, tl.program_id(2))
-        last_split = tl.minimum(last_split, tl.program_id(2) + 1)
     peak = tl.full((BLOCK_ROWS,), float("-inf"), dtype=tl.float32)
     weight = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
     total = tl.zeros((BLOCK_ROWS, BLOCK_DIM), dtype=tl.float32)
-    for split in range(first_split, last_split):
+    for split in range(first_split + tl.program_id(2), last_split, tl.num_programs(2)):
         split_peak = tl.full((BLOCK_ROWS,), float("-inf"), dtype=tl.float32)
         split_weight = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
         split_total = tl.zeros((BLOCK_ROWS, BLOCK_DIM), dtype=tl.float32)
@@ -103,7 +100,7 @@ def attend_kernel(
         if FUSES:
             peak, weight, total = merge(peak, weight, total, split_peak, split_weight, split_total)
         else:
-            line = (tl.program_id(2) * num_rows + row) * heads + head
+            line = (split * num_rows + row) * heads + head
             tl.store(peaks + line, split_peak, mask=is_own)
             tl.store(sums + line, split_weight, mask=is_own)
             lines = line[:, None] * HEAD_DIM + dim[None, :]

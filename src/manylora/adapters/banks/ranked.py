@@ -6,9 +6,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from manylora.adapters.banks.image_share import share_of
+from manylora.adapters.banks.placed_images import PlacedImages, placed_at, weights_of
 from manylora.adapters.packing.image import HostImage
-from manylora.adapters.ranks.image_share import share_of
-from manylora.adapters.tiers.bank import placed_at, weights_of
 from manylora.ids import Digest
 from manylora.kernels.lora_batch import PlacedAdapter, overwrite_copied
 from manylora.models.tensor_parallel import Share
@@ -20,14 +20,11 @@ class RankStream(Protocol):
     def place(self, rank: int, share: PlacedAdapter) -> None:
         """Place a rank's share of an adapter there. The share may change after the call."""
 
-    def remove(self, digest: Digest) -> None:
-        """Drop an adapter on every rank."""
-
     def erase(self, digest: Digest) -> None:
         """Overwrite an adapter on every rank with zeros, and drop it."""
 
 
-class RankedBank:
+class RankedBank(PlacedImages):
     """A `Bank` on rank 0, without a host tier. Placements end at once: a step that uses one follows it in the stream.
 
     The budget counts the bytes of whole images. A rank's share of an image is not larger. A placement overwrites the
@@ -41,24 +38,10 @@ class RankedBank:
 
         Args:  share  rank 0's;  place  returns a tensor on the device of rank 0
         """
-        self.total_bytes = total_bytes
+        super().__init__(total_bytes)
         self._own, *self._others = (Share(share.spec, share.degree, rank) for rank in range(share.degree))
         self._stream = stream
         self._place = place
-        self._placed: dict[Digest, PlacedAdapter] = {}
-        self._ended: list[Digest] = []
-
-    def __len__(self) -> int:
-        return len(self._placed)
-
-    def __contains__(self, digest: object) -> bool:
-        return digest in self._placed
-
-    def __getitem__(self, digest: Digest) -> PlacedAdapter:
-        return self._placed[digest]
-
-    def resize(self, total_bytes: int) -> None:
-        self.total_bytes = total_bytes
 
     def begin_place(self, image: HostImage) -> None:
         whole = placed_at(image, weights_of(image))
@@ -70,17 +53,8 @@ class RankedBank:
         placed = self._place(own.image)
         overwrite_copied(own.image, placed)
         whole.image.zero_()  # the shares are its only use
-        self._placed[image.digest] = replace(own, image=placed)
-        self._ended.append(image.digest)
-
-    def poll_placed(self) -> list[Digest]:
-        ended, self._ended = self._ended, []
-        return ended
-
-    def remove(self, digest: Digest) -> None:
-        del self._placed[digest]
-        self._stream.remove(digest)
+        self.end_place(replace(own, image=placed))
 
     def erase(self, digest: Digest) -> None:
-        self._placed.pop(digest).image.zero_()
+        super().erase(digest)
         self._stream.erase(digest)

@@ -1,14 +1,16 @@
 """The bank of a base on several ranks leaves no weights but the shares in use."""
 
 import mmap
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from peft import LoraConfig
 
+from manylora.adapters.banks.ranked import RankedBank
 from manylora.adapters.packing.image import HostImage, ImageFacts
-from manylora.adapters.ranks.bank import RankedBank
 from manylora.engine.execution.ranks.commands import Command
 from manylora.engine.execution.ranks.placements import RankPlacements, placement
 from manylora.ids import Digest
@@ -35,9 +37,6 @@ class OtherRank:
         self.seen += share.image, received
         self.placements.apply(Command(command.kind, command.numbers, received))
 
-    def remove(self, digest: Digest) -> None:
-        raise AssertionError("the bank erases")
-
     def erase(self, digest: Digest) -> None:
         self.seen.append(self.placements.placed.pop(digest).image.zero_())
 
@@ -55,7 +54,10 @@ def image_of(folder: Path) -> tuple[HostImage, ModelSpec]:
     return HostImage(facts, whole.table, body), spec
 
 
-def test_a_placement_keeps_the_shares_alone_and_an_erasure_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [RankedBank.erase, RankedBank.remove])
+def test_a_placement_keeps_the_shares_alone_and_its_end_nothing(
+    tmp_path: Path, end: Callable[[RankedBank, Digest], None]
+) -> None:
     image, spec = image_of(tmp_path)
     other, copied = OtherRank(), list[torch.Tensor]()
 
@@ -70,7 +72,7 @@ def test_a_placement_keeps_the_shares_alone_and_an_erasure_nothing(tmp_path: Pat
     assert other.placements[DIGEST].image.any()
     assert not any(tensor.any() for tensor in (*other.seen, *copied))
     assert not np.frombuffer(image.body, dtype=np.uint8).any()
-    bank.erase(DIGEST)
+    end(bank, DIGEST)
     assert not own.any()
     assert DIGEST not in other.placements.placed
 

@@ -14,7 +14,7 @@ import triton.language as tl
 CHUNK_ROWS = 16
 """Rows of a chunk at most: the least side of a tile of `tl.dot`."""
 PAGE_RANKS = 16
-"""Ranks that one program computes."""
+"""Ranks that one program computes at once."""
 ENTRY = 5
 """Numbers of a projection in the table: addresses of A and B, rank, addresses of bias and gain (0: none)."""
 
@@ -24,7 +24,7 @@ def shrink_kernel(
     x,  # (rows, inputs)
     x_stride,
     image,  # an image of the batch, for its dtype
-    items,  # (items, 4) int32: first row, rows, number of the adapter, unused
+    items,  # (items, 4) int32: first row, rows (0: skipped), number of the adapter, unused
     tables,  # (adapters, layers, width, ENTRY) int64
     targets,  # (targets, 3) int32: index in the table, column of y, outputs
     partial,  # (splits, targets, items, CHUNK_ROWS, pages * PAGE_RANKS) float32
@@ -33,6 +33,7 @@ def shrink_kernel(
     width,
     inputs,
     pages,
+    page_programs,
     num_items,
     num_targets,
     SPLIT_INPUTS: tl.constexpr,
@@ -42,32 +43,35 @@ def shrink_kernel(
     RANKS: tl.constexpr,
     TABLE_ENTRY: tl.constexpr,
 ):
-    """Write the product of one item's rows and one page of ranks over one split of the inputs."""
+    """Write the product of one item's rows and every so many-th page of its ranks over one split of the inputs."""
     item, split, place = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    target, page = place // pages, place % pages
+    target, first_page = place // page_programs, place % page_programs
     first_row, num_rows = tl.load(items + item * 4), tl.load(items + item * 4 + 1)
     slot = tl.load(items + item * 4 + 2)
     entry = tables + ((slot * layers + layer) * width + tl.load(targets + target * 3)).to(tl.int64) * TABLE_ENTRY
-    rank = tl.load(entry + 2)
-    if page * RANKS < rank:
+    rank = tl.where(num_rows > 0, tl.load(entry + 2), 0).to(tl.int32)  # an item of no rows may name a past adapter
+    if first_page * RANKS < rank:
         a = tl.load(entry).to(tl.pointer_type(image.dtype.element_ty))
-        row, ranks = tl.arange(0, ROWS), page * RANKS + tl.arange(0, RANKS)
+        row = tl.arange(0, ROWS)
         x_rows = x + (first_row + row).to(tl.int64)[:, None] * x_stride
-        total = tl.zeros((ROWS, RANKS), dtype=tl.float32)
-        for step in range(0, SPLIT_INPUTS, BLOCK_INPUTS):
-            column = split * SPLIT_INPUTS + step + tl.arange(0, BLOCK_INPUTS)
-            is_input = column < inputs
-            some_x = tl.load(x_rows + column[None, :], mask=(row < num_rows)[:, None] & is_input[None, :], other=0.0)
-            some_a = tl.load(
-                a + ranks[None, :] * inputs + column[:, None],
-                mask=(ranks < rank)[None, :] & is_input[:, None],
-                other=0.0,
-            )
-            if IS_WIDE:
-                some_x, some_a = some_x.to(tl.float32), some_a.to(tl.float32)
-            total += tl.dot(some_x, some_a, input_precision="ieee")
         line = ((split * num_targets + target) * num_items + item).to(tl.int64) * ROWS + row
-        tl.store(partial + line[:, None] * (pages * RANKS) + ranks[None, :], total)
+        for first_rank in range(first_page * RANKS, rank, page_programs * RANKS):
+            ranks = first_rank + tl.arange(0, RANKS)
+            total = tl.zeros((ROWS, RANKS), dtype=tl.float32)
+            for step in range(0, SPLIT_INPUTS, BLOCK_INPUTS):
+                column = split * SPLIT_INPUTS + step + tl.arange(0, BLOCK_INPUTS)
+                is_input = column < inputs
+                is_x = (row < num_rows)[:, None] & is_input[None, :]
+                some_x = tl.load(x_rows + column[None, :], mask=is_x, other=0.0)
+                some_a = tl.load(
+                    a + ranks[None, :].to(tl.int64) * inputs + column[:, None],
+                    mask=(ranks < rank)[None, :] & is_input[:, None],
+                    other=0.0,
+                )
+                if IS_WIDE:
+                    some_x, some_a = some_x.to(tl.float32), some_a.to(tl.float32)
+                total += tl.dot(some_x, some_a, input_precision="ieee")
+            tl.store(partial + line[:, None] * (pages * RANKS) + ranks[None, :], total)
 
 
 @triton.jit

@@ -64,7 +64,7 @@ def rotate_and_store_kernel(
     cos,  # (positions, head_dim // 2) float32
     sin,
     positions,  # (rows,) int32
-    slots,  # (rows,) int64
+    slots,  # (rows,) int64; below 0: the row's key and value are not written
     q,  # (rows, heads * head_dim), contiguous
     keys,  # (slots, kv_heads, head_dim)
     values,
@@ -100,5 +100,6 @@ def rotate_and_store_kernel(
             place = keys + (slot * kv_heads + head - heads) * head_dim + number
         else:
             place = values + (slot * kv_heads + head - heads - kv_heads) * head_dim + number
-        tl.store(place, low.to(keys.dtype.element_ty), mask=is_own)
-        tl.store(place + half, high.to(keys.dtype.element_ty), mask=is_own)
+        is_kept = is_own & (slot >= 0)
+        tl.store(place, low.to(keys.dtype.element_ty), mask=is_kept)
+        tl.store(place + half, high.to(keys.dtype.element_ty), mask=is_kept)

@@ -1,0 +1,1 @@
+"""Programs in Triton, and its interpreter; the files beside this folder launch them."""

@@ -1,0 +1,1 @@
+"""The native kernels for aarch64, which `qemu-aarch64` computes while the tests run on this machine's processor."""
