@@ -70,7 +70,7 @@ def test_a_dedicated_deployment_is_recorded_priced_and_pending(url: URL, tmp_pat
         key, other = await plane.new_tenant("acme"), await plane.new_tenant("other")
         made = (await plane.call("POST", "/v2/deployments", DEDICATED, key=key)).json()["data"]
         assert (made["status"], made["type"], made["currentReplicas"]) == ("pending", "dedicated", 0)
-        assert "does not place" in made["statusDetail"]
+        assert "placement.placer is off" in made["statusDetail"]
         assert (made["hourlyPrice"], made["model"]["name"]) == ("1.21", "Mistral-7b-instruct")
         assert made["config"]["ours"] == {"kept": 1}
         assert "hf_secret" not in json.dumps(made)

@@ -1,7 +1,7 @@
 """Deployments: the shared one of each served base model, and dedicated ones of a tenant, priced by the hour.
 
-Dedicated deployments are recorded and priced; this server does not place them on machines, so they stay `pending`. The
-shared deployments follow from the settings and have no rows.
+Dedicated deployments are rows, which `process/placing.py` places; without a placer they stay `pending`. The shared
+deployments follow from the settings and have no rows.
 """
 
 import json
@@ -17,6 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.config.settings import Config
 from manylora.control.bases import is_same_base, served_bases
+from manylora.control.deployments.memory import require_memory
+from manylora.control.deployments.options import options_of
+from manylora.control.deployments.placements import LiveReplica, live_replicas, note_change
+from manylora.control.deployments.placer import Placer
+from manylora.control.deployments.replicas import DedicatedReplica, ReplicaState
+from manylora.control.deployments.status import DeploymentState
+from manylora.control.deployments.stops import require_budget
+from manylora.control.storage.revisions import next_revision
 from manylora.control.storage.tables import deployments
 from manylora.errors import DeploymentNotFound, InsufficientPermissions, InvalidParameter, NameTaken
 from manylora.ids import TenantId
@@ -32,14 +40,14 @@ MAX_COOLDOWN_S = 7 * 86_400
 DEFAULT_COOLDOWN_S = 3_600
 MAX_CONFIG_BYTES = 65_536
 MAX_DEPLOYMENTS = 100
-HOURLY_NANOUSD: Mapping[str, int] = {"a10_24gb_100": 1_210_000_000}
-"""Hourly price of one replica by its accelerator: the published price of one A10G."""
 ACCELERATOR_BYTES: Mapping[str, int] = {"a10_24gb_100": 24 << 30}
 """Memory of one replica by its accelerator."""
 MONTH_HOURS = 730
 DEFAULT_ACCELERATOR = "a10_24gb_100"
 SHARED_ACCELERATOR = "shared"
-PENDING_DETAIL = "recorded and priced; this server does not place dedicated deployments on machines yet"
+PENDING_DETAIL = "recorded and priced; this server does not place dedicated deployments (placement.placer is off)"
+FRESH: Mapping[str, Any] = {"detail": "", "failures": 0, "retry_ms": 0, "used_ms": 0}
+"""Columns of a new deployment, and of a name that is used again."""
 SECRET_FIELDS = frozenset({"hfToken"})
 """Secrets that clients send in a configuration; they are not stored."""
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
@@ -51,18 +59,6 @@ class DeploymentKind(StrEnum):
     DEDICATED = "dedicated"
 
 
-class DeploymentState(StrEnum):
-    """States of Predibase's API. This server has READY (shared), PENDING (dedicated) and STOPPED (deleted) ones."""
-
-    PENDING = "pending"
-    INITIALIZING = "initializing"
-    READY = "ready"
-    STANDBY = "standby"
-    STOPPED = "stopped"
-    ERRORED = "errored"
-    UPDATING = "updating"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """One deployment.
@@ -70,6 +66,8 @@ class Deployment:
     tenant          its owner; None: all tenants share it
     hourly_nanousd  price of one replica
     config          the client's configuration, in camelCase
+    detail          why it is in its state; empty where there is nothing to say
+    replicas        the live replicas of a dedicated one
     """
 
     number: int
@@ -87,10 +85,25 @@ class Deployment:
     created_ms: int
     updated_ms: int
     config: Mapping[str, Any] = field(default_factory=dict)
+    detail: str = ""
+    replicas: tuple[DedicatedReplica, ...] = ()
 
     @property
     def current_replicas(self) -> int:
-        return 1 if self.state is DeploymentState.READY else 0
+        """Return the number of ready replicas; a shared deployment has one."""
+        return 1 if self.tenant is None else sum(each.state is ReplicaState.READY for each in self.replicas)
+
+    @property
+    def ready_ms(self) -> int | None:
+        """Return the moment since which a replica is ready; None: none is."""
+        if self.tenant is None:
+            return self.created_ms
+        return min((each.ready_ms for each in self.replicas if each.ready_ms and each.left_ms is None), default=None)
+
+    @property
+    def status_detail(self) -> str:
+        """Return why it is in its state; empty where there is nothing to say."""
+        return self.detail or (PENDING_DETAIL if self.state is DeploymentState.PENDING else "")
 
     @property
     def always_on(self) -> int:
@@ -141,8 +154,17 @@ async def list_deployments(
     found: list[Deployment] = [] if kind in ("dedicated", "private") else [*shared]
     if kind in (None, "dedicated", "private"):
         asked = select(deployments).where(_of(tenant)).order_by(deployments.c.number)
-        found += [_deployment(row) for row in (await connection.execute(asked)).all()]
+        live = await live_replicas(connection, tenant)
+        found += [_deployment(row, live) for row in (await connection.execute(asked)).all()]
     return found
+
+
+async def every_deployment(connection: AsyncConnection, *, limit: int, after: int = 0) -> list[Deployment]:
+    """Return the dedicated deployments of all tenants, in the order of their creation, from the number `after` on."""
+    present = and_(deployments.c.deleted_ms.is_(None), deployments.c.number > after)
+    asked = select(deployments).where(present).order_by(deployments.c.number).limit(limit)
+    live = await live_replicas(connection)
+    return [_deployment(row, live) for row in (await connection.execute(asked)).all()]
 
 
 async def find_deployment(connection: AsyncConnection, tenant: TenantId, name: str, shared: Shared) -> Deployment:
@@ -156,8 +178,23 @@ async def find_deployment(connection: AsyncConnection, tenant: TenantId, name: s
         named = (deployments.c.name == wanted) | (deployments.c.uuid == wanted)
         row = (await connection.execute(asked.where(named))).first()
         if row is not None:
-            return _deployment(row)
+            return _deployment(row, await live_replicas(connection, tenant))
     raise DeploymentNotFound(f"deployment `{name.encode('unicode_escape').decode()[:80]}` was not found")
+
+
+def check_deployment_name(name: str) -> None:
+    """Raise `InvalidParameter` for a text that no deployment can have as its name."""
+    if not _NAME.fullmatch(name):
+        raise InvalidParameter(
+            "`name` must be 1 to 63 lower-case letters, digits, `.` or `-`, and begin and end with a letter or digit",
+            parameter="name",
+        )
+
+
+def check_deployment_base(config: Mapping[str, Any], base: str) -> None:  # JSON values of several types
+    """Raise `InvalidParameter` for a configuration that names another base than the deployment has."""
+    if "baseModel" in config and not is_same_base(str(config["baseModel"]), base):
+        raise InvalidParameter("a deployment's base model cannot be changed", parameter="config.baseModel")
 
 
 async def create_deployment(
@@ -168,21 +205,31 @@ async def create_deployment(
     config: Mapping[str, Any],  # JSON values of several types
     description: str,
     shared: Shared,
+    hourly_nanousd: int,
     now_ms: int,
+    placer: Placer | None = None,
+    key: str | None = None,
 ) -> Deployment:
-    """Record a dedicated deployment. Raise `InvalidParameter`, `NameTaken`."""
-    if not _NAME.fullmatch(name):
-        raise InvalidParameter(
-            "`name` must be 1 to 63 lower-case letters, digits, `.` or `-`, and begin and end with a letter or digit",
-            parameter="name",
-        )
+    """Record a dedicated deployment. Raise `InvalidParameter`, also for what the placer has no room for; `NameTaken`.
+
+    Args:    hourly_nanousd  price of an hour of one replica (`placement.hourly_nanousd`)
+             placer          None: nothing is placed, and there is no memory to compare with
+             key             id of the key whose budgets count its seconds; None: those of the tenant alone do
+    Raises:  `QuotaExhausted` if such a budget is used up
+    """
+    check_deployment_name(name)
+    revision = await next_revision(connection)  # it orders the makers: two at once exceed no limit and no memory
+    await require_budget(connection, tenant, key, now_ms)
     own = await list_deployments(connection, tenant, shared, "dedicated")
     if any(each.name == name for each in (*shared, *own)):
         raise NameTaken(f"there is a deployment `{name}` already", parameter="name")
     if len(own) >= MAX_DEPLOYMENTS:
         raise InvalidParameter(f"a tenant has at most {MAX_DEPLOYMENTS} deployments")
+    columns = deployment_columns(config, shared, hourly_nanousd)
+    if placer is not None:
+        columns["replica_bytes"] = await require_memory(connection, placer, columns, except_number=None)
     values = {
-        **_columns(config, shared),
+        **columns,
         "uuid": str(uuid.uuid4()),
         "description": description,
         "kind": DeploymentKind.DEDICATED,
@@ -190,6 +237,9 @@ async def create_deployment(
         "created_ms": now_ms,
         "updated_ms": now_ms,
         "deleted_ms": None,
+        "revision": revision,
+        "key": key,
+        **FRESH,
     }
     mine = and_(deployments.c.tenant == tenant, deployments.c.name == name)
     if (await connection.execute(select(deployments.c.number).where(mine))).first() is None:
@@ -207,17 +257,35 @@ async def change_deployment(
     config: Mapping[str, Any] | None,  # JSON values of several types
     description: str | None,
     shared: Shared,
+    hourly_nanousd: int,
     now_ms: int,
+    placer: Placer | None = None,
+    is_whole: bool = False,
+    key: str | None = None,
 ) -> Deployment:
-    """Change the given fields; a null in `config` counts as absent. Raise as `find_deployment`, `InvalidParameter`."""
+    """Change the given fields; a null in `config` counts as absent. Its price becomes that of a new deployment.
+
+    A key that changes the configuration pays for the deployment from then on, so that none spends by another's.
+    Raise as `find_deployment`, `InvalidParameter`.
+
+    Args:  is_whole  `config` takes the place of the present one: a field that it lacks has its default
+    """
     old = await _own(connection, tenant, name, shared)
     given = {key: value for key, value in (config or {}).items() if value is not None}
-    if "baseModel" in given and not is_same_base(str(given["baseModel"]), old.base):
-        raise InvalidParameter("a deployment's base model cannot be changed", parameter="config.baseModel")
-    values = {**_columns({**old.config, **given, "baseModel": old.base}, shared), "updated_ms": now_ms}
+    check_deployment_base(given, old.base)
+    whole = given if is_whole else {**old.config, **given, "baseModel": old.base}
+    columns = deployment_columns(whole, shared, hourly_nanousd)
+    if placer is not None:
+        await next_revision(connection)  # its lock lets one transaction after the other compare the memory
+        columns["replica_bytes"] = await require_memory(connection, placer, columns, except_number=old.number)
+    else:  # another control plane may place it, by the memory that it has planned
+        del columns["replica_bytes"]
+    values = {**columns, "updated_ms": now_ms, "failures": 0, "retry_ms": 0}  # a change may be the remedy
+    if given:
+        values["key"] = key
     if description is not None:
         values["description"] = description
-    await connection.execute(update(deployments).where(deployments.c.number == old.number).values(values))
+    await note_change(connection, old.number, **values)
     return await find_deployment(connection, tenant, old.name, shared)
 
 
@@ -226,16 +294,13 @@ async def delete_deployment(
 ) -> None:
     """Delete a dedicated deployment. Raise `DeploymentNotFound`, `InsufficientPermissions` for the shared one."""
     old = await _own(connection, tenant, name, shared)
-    await connection.execute(
-        update(deployments)
-        .where(deployments.c.number == old.number)
-        .values(deleted_ms=now_ms, state=DeploymentState.STOPPED)
-    )
+    await note_change(connection, old.number, deleted_ms=now_ms, state=DeploymentState.STOPPED)
 
 
 def recommended_config(base: str, accelerator: str | None, shared: Shared) -> dict[str, Any]:  # JSON values
     """Return a configuration for `create_deployment`. Raise `InvalidParameter` for an unknown base."""
-    columns = _columns({"baseModel": base, **({"accelerator": accelerator} if accelerator else {})}, shared)
+    given = {"baseModel": base, **({"accelerator": accelerator} if accelerator else {})}
+    columns = deployment_columns(given, shared, 0)
     return {
         "baseModel": columns["base"],
         "accelerator": accelerator or DEFAULT_ACCELERATOR,
@@ -259,7 +324,10 @@ async def _own(connection: AsyncConnection, tenant: TenantId, name: str, shared:
     return found
 
 
-def _columns(config: Mapping[str, Any], shared: Shared) -> dict[str, Any]:  # JSON values of several types
+def deployment_columns(
+    config: Mapping[str, Any], shared: Shared, hourly_nanousd: int
+) -> dict[str, Any]:  # JSON values of several types
+    """Return the columns of a configuration. Raise `InvalidParameter`, naming the field."""
     kept = {key: value for key, value in config.items() if key not in SECRET_FIELDS and value is not None}
     try:
         text = json.dumps(kept, allow_nan=False)  # ASCII only, so that every database stores it
@@ -272,20 +340,22 @@ def _columns(config: Mapping[str, Any], shared: Shared) -> dict[str, Any]:  # JS
     if least > most:
         raise InvalidParameter(f"`minReplicas` {least} is over `maxReplicas` {most}", parameter="config.minReplicas")
     accelerator = kept.get("accelerator", DEFAULT_ACCELERATOR)
-    if not isinstance(accelerator, str) or accelerator not in HOURLY_NANOUSD:
+    if not isinstance(accelerator, str) or accelerator not in ACCELERATOR_BYTES:
         raise InvalidParameter(
-            f"`accelerator` must be one of {', '.join(HOURLY_NANOUSD)}. Given: {str(accelerator)[:80]!r}",
+            f"`accelerator` must be one of {', '.join(ACCELERATOR_BYTES)}. Given: {str(accelerator)[:80]!r}",
             parameter="config.accelerator",
         )
     base = _known_base(kept.get("baseModel"), shared)
     _require_room(base, accelerator)
+    options_of(base, kept)
     return {
         "base": base,
         "min_replicas": least,
         "max_replicas": most,
         "cooldown_s": _whole(kept, "cooldownTime", DEFAULT_COOLDOWN_S, 0, MAX_COOLDOWN_S),
-        "hourly_nanousd": HOURLY_NANOUSD[accelerator],
+        "hourly_nanousd": hourly_nanousd,
         "config": text,
+        "replica_bytes": 0,
     }
 
 
@@ -328,7 +398,7 @@ def _of(tenant: TenantId) -> Any:  # SQLAlchemy's conditions have no simple type
     return and_(deployments.c.tenant == tenant, deployments.c.deleted_ms.is_(None))
 
 
-def _deployment(row: Row[Any]) -> Deployment:
+def _deployment(row: Row[Any], live: Mapping[int, Sequence[LiveReplica]]) -> Deployment:
     return Deployment(
         number=row.number,
         uuid=row.uuid,
@@ -345,4 +415,6 @@ def _deployment(row: Row[Any]) -> Deployment:
         created_ms=row.created_ms,
         updated_ms=row.updated_ms,
         config=json.loads(row.config),
+        detail=row.detail,
+        replicas=tuple(each.replica for each in live.get(row.number, ())),
     )

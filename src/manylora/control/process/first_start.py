@@ -4,6 +4,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.billing.prices import ship_defaults
 from manylora.control.control import Control
+from manylora.control.process.pepper_mark import mark_pepper
 from manylora.control.tenants.audit import on_the_machine, record
 from manylora.control.tenants.keys import issue_key, key_facts, list_keys
 from manylora.control.tenants.tenants import OPERATOR, get_tenant, insert_tenant
@@ -14,9 +15,14 @@ ADMIN_KEY_NAME = "first admin key"
 LATER_KEY_NAME = "made on the machine"
 
 
-async def ensure_first_start(control: Control) -> str | None:
-    """Create missing tenants and prices. Return the operator's first key, where keys are needed and it has none."""
+async def ensure_first_start(control: Control, *, takes_over: bool = False) -> str | None:
+    """Create missing tenants and prices. Return the operator's first key, where keys are needed and it has none.
+
+    Args:    takes_over  as in `mark_pepper`
+    Raises:  `ConfigInvalid` for the database of a control plane with another pepper
+    """
     async with control.database.write() as connection:
+        await mark_pepper(connection, control, takes_over=takes_over)
         for tenant, name in ((DEFAULT_TENANT, "everybody without a key"), (OPERATOR, "the operator")):
             try:
                 await get_tenant(connection, tenant)
@@ -30,7 +36,7 @@ async def ensure_first_start(control: Control) -> str | None:
 
 async def make_admin_key(control: Control) -> str:
     """Create a further key for the operator, on the machine that has the database."""
-    if (first := await ensure_first_start(control)) is not None:
+    if (first := await ensure_first_start(control, takes_over=True)) is not None:
         return first
     async with control.database.write() as connection:
         return await _issue(connection, control, LATER_KEY_NAME)

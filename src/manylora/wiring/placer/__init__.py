@@ -1,0 +1,1 @@
+"""The placer that runs the replicas of dedicated deployments on the machine of their control plane."""

@@ -1,0 +1,71 @@
+"""Budgets of deployments: seconds count in those of the tenant and of the key that pays, and a used up one stops."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, select
+
+from manylora.control.storage.tables import deployments
+from tests.control.process.placing_site import SECOND, Site, at_a_site
+
+BUDGETS: dict[str, tuple[dict[str, bool] | None, str]] = {
+    "of the tenant": ({}, "the budget `b` of"),
+    "of the key": ({"key": True}, "the budget `b` of"),
+    "of the key's month": (None, "which pays for it"),
+    "of the tenant's month": (None, "its tenant's budget of the month"),
+}
+
+
+@pytest.mark.parametrize("cause", BUDGETS)
+def test_a_used_up_budget_stops_it_and_refuses_another(url: URL, tmp_path: Path, cause: str) -> None:
+    async def scenario(site: Site) -> None:
+        await site.deploy(minReplicas=1)
+        call, key_id, (fields, told) = site.plane.call, site.key.split("_")[1], BUDGETS[cause]
+        if fields is not None:
+            body = {"name": "b", "limit_nanousd": 20 * SECOND, **({"key": key_id} if fields else {})}
+            made = await call("POST", "/admin/tenants/acme/budgets", body)
+        else:
+            place = f"keys/{key_id}" if "key" in cause else "tenants/acme"
+            made = await call("PUT", f"/admin/{place}/limits", {"monthly_budget_nanousd": 20 * SECOND})
+        assert made.is_success, made.text
+        await site.start()
+        await site.rounds(10)
+        await site.placing.bill(site.plane.control.now_ms())
+        await site.rounds(1)
+        assert await site.status() == "ready"
+        await site.rounds(15)
+        await site.placing.bill(site.plane.control.now_ms())
+        await site.rounds(1, 1)
+        shown = await site.shown()
+        assert (shown["status"], len(site.placer.drained), site.placer.killed) == ("stopped", 1, [])
+        assert told in shown["statusDetail"]
+        body = {"name": "more", "config": {"baseModel": "Tiny-Base"}}
+        refused = await call("POST", "/v2/deployments", body, key=site.key)
+        assert (refused.status_code, told in refused.text) == (429, True), refused.text
+        for budget in (await call("GET", "/v1/account/budgets", key=site.key)).json()["budgets"]:
+            assert (budget["alerts"], budget["stopped"]) == ([50, 80, 100], True)
+
+    at_a_site(url, tmp_path, scenario)
+
+
+def test_a_key_without_manage_makes_no_deployment_and_the_last_changer_pays(url: URL, tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        await site.deploy(minReplicas=0)
+        call = site.plane.call
+        body: dict[str, Any] = {"name": "loader", "scopes": ["read", "upload"]}
+        loader = (await call("POST", "/v1/account/keys", body, key=site.key)).json()["key"]
+        asked = {"name": "more", "config": {"baseModel": "Tiny-Base"}}
+        for method, path, sent in (
+            ("POST", "/v2/deployments", asked),
+            ("PUT", "/v2/deployments/mine", {"config": {"minReplicas": 1}}),
+        ):
+            assert (await call(method, path, sent, key=loader)).status_code == 403
+        second = (await call("POST", "/v1/account/keys", {"name": "two", "scopes": ["manage"]}, key=site.key)).json()
+        for change, payer in (({"description": "d"}, site.key), ({"config": {"minReplicas": 1}}, second["key"])):
+            assert (await call("PUT", "/v2/deployments/mine", change, key=second["key"])).status_code == 200
+            async with site.plane.control.database.read() as connection:
+                row = (await connection.execute(select(deployments))).one()
+            assert row.key == payer.split("_")[1]
+
+    at_a_site(url, tmp_path, scenario)

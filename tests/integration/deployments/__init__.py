@@ -1,0 +1,1 @@
+"""Dedicated deployments on real processes."""
