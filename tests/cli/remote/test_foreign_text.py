@@ -8,21 +8,23 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 from manylora.cli import app
-from tests.support.paths import ROOT
+from tests.cli.remote.verbs import command_of
+from tests.support.paths import ROOT, tree_of
 
 HOSTILE = "[red]:bomb:\x1b]0;owned\x07\x1b[2J\x9b31m\r\x7f\u202e\u2066\u200b\u2028\u00adok\nmanylora: forged"
 SHOWN = r"[red]:bomb:\x1b]0;owned\x07\x1b[2J\x9b31m\r\x7f\u202e\u2066\u200b\u2028\xadok\nmanylora: forged"
-LOCAL_VERBS = {"serve", "generate", "pull", "bench", "cost", "control", "bases", "plan"}
-"""Verbs that talk to no server."""
+LOCAL_VERBS = {"serve", "engine", "generate", "pull", "bench", "cost", "control", "bases", "plan", "cluster"}
+LOCAL_VERBS |= {"doctor", "migrate-from"}
+"""Verbs that ask no server of this project. `cluster` asks Ray: see `tests/cli/test_cluster.py`."""
 WORDS = {
     "adapter": "a",
     "amount": "5",
     "assignments": "adapters=1",
     "base": "a",
+    "file": str(ROOT / "tests/cli/remote/catalogue.yaml"),
     "input_": "1",
     "key_id": "abcdefgh",
     "month": "2026-11",
@@ -31,6 +33,7 @@ WORDS = {
     "reason": "a",
     "repo": "a",
     "row": "a",
+    "shares": "1=100",
     "tenant": "a",
     "tenants": "b",
     "version": "1",
@@ -39,15 +42,24 @@ TEXTS = (
     *("id", "uuid", "name", "email", "state", "plan", "created", "expires", "revoked", "tenant", "key", "description"),
     *("owner", "createdAt", "repo", "status", "effective", "reason", "corrects", "base", "baseModel", "adapter"),
     *("source", "error", "digest", "before", "after", "next", "at", "by_tenant", "by_key", "address", "verb", "kind"),
+    *("grant", "edge", "ref", "period", "zone", "end", "url", "secret", "webhook", "begin", "total_usd", "note"),
+    *("alias", "metric", "sticky", "code"),
 )
 NUMBERS = (
     *("number", "weight", "tag", "version", "rank", "bytes", "num_bytes", "pins", "hits", "opened_ms", "last_use_s"),
     *("requests", "prompt_tokens", "cached_tokens", "completion_tokens", "charged_prompt_tokens", "nanousd"),
     *("charged_completion_tokens", "adapters", "adapter_bytes", "max_rank", "requests_per_minute"),
     *("tokens_per_minute", "concurrent_streams", "cost_nanousd", "input_nanousd", "output_nanousd", "left_nanousd"),
-    *("cached_input_nanousd", "charged_cached_tokens"),
+    *("cached_input_nanousd", "charged_cached_tokens", "priority", "spent_nanousd", "expired_nanousd", "held_nanousd"),
+    *("overdraft_nanousd", "limit_nanousd", "attempts", "due_nanousd", "begin_ms", "end_ms"),
     *("granted_nanousd", "charged_nanousd", "leased_nanousd", "spent_this_month_nanousd", "monthly_budget_nanousd"),
 )
+LISTS = (
+    *("tenants", "credits", "keys", "prices", "usage", "rows", "audit", "grants", "entries", "budgets", "webhooks"),
+    *("messages", "invoices", "events"),
+)
+PASSWORD = "a long enough password"
+RESULT = {"is_shadow": True, "failures": 1, "first_token_ms": 1.0, "total_ms": 1.0}
 UNCALLED = {("repos", "upload")}
 """It sends files first; its last line is `say`'s, as the source shows."""
 
@@ -62,12 +74,12 @@ def verbs() -> list[tuple[str, ...]]:
         elif path[0] not in LOCAL_VERBS and path not in UNCALLED:
             yield path
 
-    return sorted(below(typer.main.get_command(app), ()))
+    return sorted(below(command_of(app), ()))
 
 
 def words_of(path: tuple[str, ...]) -> list[str]:
     """A call with each thing that the verb demands, and its confirmation given."""
-    command: Any = typer.main.get_command(app)  # as above
+    command: Any = command_of(app)  # as above
     for name in path:
         command = command.commands[name]
     words: list[str] = []
@@ -87,7 +99,9 @@ def one() -> dict[str, Any]:  # JSON
         dict.fromkeys(TEXTS, HOSTILE)
         | dict.fromkeys(NUMBERS, 1)
         | dict.fromkeys(("public", "archived", "is_deleted", "is_preliminary", "is_in_force"), False)
+        | {"alerts": [1], "hard": True, "stopped": True}
         | {"is_pinned": True, "is_verified": True, "has_more": True, "stage_ms": {HOSTILE: 1.0}, "scopes": [HOSTILE]}
+        | {"guards": [HOSTILE], "count": 1, "maxTokens": 1}
         | {"aliases": {HOSTILE: 1}, "sharedWith": [HOSTILE], "names": [HOSTILE], "by": [HOSTILE]}
         | {"limits": dict.fromkeys(NUMBERS, 1), "balance": dict.fromkeys(NUMBERS, 1)}
     )
@@ -98,10 +112,35 @@ def answer(path: str) -> dict[str, Any]:  # as above
     if path == "/v1/account/key":
         return one() | {"tenant": "a", "scopes": ["admin", HOSTILE]}
     each = one()
-    body = each | {name: [each] for name in ("tenants", "credits", "keys", "prices", "usage", "rows", "audit")}
+    body = each | {name: [each] for name in LISTS} | {"document": each}
     body |= {"versions": [each], "unfinished": [each | {"finetuningJob": {"error": HOSTILE}}]}
+    if path.startswith("/admin/catalogue"):
+        step = {
+            "verb": "change",
+            "kind": HOSTILE,
+            "name": HOSTILE,
+            "changes": {HOSTILE: {"old": HOSTILE, "new": HOSTILE}},
+        }
+        return body | {"plan": [step], "digest": HOSTILE, "done": 1, "failed": None, "keys": {HOSTILE: HOSTILE}}
+    if "/aliases/" in path:
+        rule = each | {"weights": {HOSTILE: 100}, "shadow": 1}
+        body |= {"earlier": [rule], "results": [each | RESULT], "weights": rule["weights"], "shadow": 1}
+    if path.rpartition("/")[2] in ("promotions", "promote"):
+        score = {"version": 1, "right": 1, "total": 1}
+        promotion = each | {"report": {"metric": HOSTILE, "candidate": score, "current": score}}
+        return promotion | {"state": "promoted", "data": [promotion]}
+    if path.startswith("/v2/deployments"):
+        told = dict.fromkeys(("hourlyPrice", "statusDetail", "currentReplicas"), HOSTILE)
+        replica = dict.fromkeys(("slot", "state", "since"), HOSTILE)
+        nested = {"model": {"name": HOSTILE}, "billed": {"seconds": HOSTILE, "cost": HOSTILE}, "replicas": [replica]}
+        deployment = each | told | nested | {"config": {"maxReplicas": HOSTILE}, "lastStartSeconds": 1.0}
+        return {"data": [deployment] if path == "/v2/deployments" else deployment}
     body["data"] = {"repos": [dict(body)]} if "/repos" in path else [each]
     return body | {"tenant": each, "key": each} if path == "/admin/tenants" else body
+
+
+def _is_document(path: str) -> bool:
+    return ("/invoices/" in path and "/billing/" not in path) or "/document?" in path
 
 
 class HostileServer(ThreadingHTTPServer):
@@ -115,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         assert isinstance(self.server, HostileServer)
         self.rfile.read(int(self.headers.get("content-length", 0)))
         body: object = {"error": {"message": HOSTILE}} if self.server.is_refusing else answer(self.path)
-        is_document = "/invoices/" in self.path and not self.server.is_refusing
+        is_document = _is_document(self.path) and not self.server.is_refusing
         text = HOSTILE if is_document else json.dumps(body, ensure_ascii=False)
         self.send_response(400 if self.server.is_refusing else 200)
         self.send_header("content-type", "text/plain" if is_document else "application/json")
@@ -139,7 +178,9 @@ def hostile() -> Iterator[HostileServer]:
 
 
 def run(server: HostileServer, *words: str) -> Result:
-    return CliRunner().invoke(app, [*words, "--url", f"http://127.0.0.1:{server.server_port}"])
+    return CliRunner().invoke(
+        app, [*words, "--url", f"http://127.0.0.1:{server.server_port}"], input=f"{PASSWORD}\n" * 2
+    )
 
 
 def assert_harmless(text: str) -> None:
@@ -191,12 +232,14 @@ def test_tables_show_foreign_text_as_its_escape(hostile: HostileServer) -> None:
 
 def test_verbs_print_foreign_text_only_through_what_makes_it_printable() -> None:
     """`typer.echo` prints constants, a reply's JSON and the output of `json`; `output.py` escapes the rest."""
-    files = [file for file in (ROOT / "src/manylora/cli/remote").glob("*.py") if file.name != "output.py"]
+    folders = [ROOT / "src/manylora/cli" / name for name in ("remote", "billing", "catalogue")]
+    files = [file for folder in folders for file in folder.glob("*.py") if file.name != "output.py"]
     assert len(files) > 10
+    files.append(ROOT / "src/manylora/cli/cluster.py")
     for file in files:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(file)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "typer.echo" and node.args:
                 printed = ast.unparse(node.args[0])
-                is_json = printed.endswith((".text", "text")) or ".dumps(" in printed
+                is_json = printed.endswith((".text", "text")) or ".dumps(" in printed or "printable_lines(" in printed
                 is_ours = isinstance(node.args[0], ast.Constant) or printed.startswith("harmless(")
                 assert is_json or is_ours, f"{file.name}:{node.lineno} prints {printed}"

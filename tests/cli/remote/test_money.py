@@ -127,3 +127,24 @@ def test_a_row_is_corrected_with_a_reason(run: Run, plane: ControlProcess) -> No
     rest = run("ledger", "ls", "--tenant", "corrected", "--before", first.stderr.split()[-1], "--json")
     assert [row["id"] for row in json.loads(rest.stdout)["rows"]] == ["usage-1"]
     assert json.loads(run("ledger", "ls", "--own", "--json").stdout)["rows"] == []
+
+
+def test_deployments_are_listed_and_shown(run: Run, plane: ControlProcess) -> None:
+    made = json.loads(run("tenants", "create", "placed", "--json").stdout)
+    key = made["key"]["key"]
+    body = {"name": "mine", "config": {"baseModel": "SmolLM2-135M-Instruct", "minReplicas": 1, "maxReplicas": 3}}
+    headers = {"authorization": f"Bearer {key}"}
+    reply = httpx2.post(f"{plane.url}/v2/deployments", json=body, headers=headers)
+    assert reply.status_code == 200, reply.text
+    listed = run("deployments", "list", "--key", key)
+    assert listed.exit_code == 0, listed.output
+    head, *rows = [line.split() for line in listed.stdout.splitlines()]
+    assert head[:5] == ["name", "base", "state", "replicas", "wait"]
+    shared, own = rows
+    assert (shared[2:4], shared[5]) == (["ready", "1/1"], "-")
+    assert own == ["mine", "SmolLM2-135M-Instruct", "pending", "0/3", "-", "$1.21", "0", "$0"]
+    shown = run("deployments", "show", "mine", "--key", key)
+    assert "placement.placer is off" in shown.stdout
+    assert json.loads(run("deployments", "show", "mine", "--key", key, "--json").stdout)["data"]["name"] == "mine"
+    unknown = run("deployments", "show", "none", "--key", key)
+    assert (unknown.exit_code, "was not found" in unknown.stderr) == (1, True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 
+from manylora.adapter_ref import SourceName
 from manylora.clock import Clock, SystemClock
 from manylora.config.settings import Config
 from manylora.models.text.tokenizer import Tokenizer
@@ -137,11 +138,13 @@ async def batch_house(
     batches: dict[str, Any] | None = None,
     server: dict[str, Any] | None = None,
     adapters: dict[str, Any] | None = None,
+    sources: Sequence[SourceName] = (),
 ) -> AsyncIterator[BatchHouse]:
     """A server whose files are below `folder`; the next one there takes them over. `is_killed`: it ends as by a kill.
 
     plane    the control plane that it shares with others; None: one of its own
     storage, batches, server, adapters  settings of these groups
+    sources  those of adapters; none: the default
     """
     clock = clock or SystemClock()
     save_tokenizer(folder)
@@ -158,7 +161,9 @@ async def batch_house(
         if plane is None:
             plane = await stack.enter_async_context(storing_plane(folder / "control", config, clock))
         yield await stack.enter_async_context(
-            _server(folder, config, plane, tokenizer, control or FakeControl(), access, clock, is_killed=is_killed)
+            _server(
+                folder, config, plane, tokenizer, control or FakeControl(), access, clock, sources, is_killed=is_killed
+            )
         )
 
 
@@ -171,18 +176,21 @@ async def _server(
     control: FakeControl,
     access: Access | None,
     clock: Clock,
+    sources: Sequence[SourceName],
     *,
     is_killed: bool,
 ) -> AsyncIterator[BatchHouse]:
+    served = served_for(folder)
+    served = replace(served, adapter_sources=tuple(sources)) if sources else served
     engine = FakeEngine(tokenizer, step_s=0.0005)
     # After a kill no usage becomes durable, and a line's end waits for its own in vain.
     meter = Meter(folder / "metering", clock=clock, ship_s=0.01, durable_wait_s=0.2 if is_killed else 10.0)
     kept = open_storage(folder / "storage", plane.client, clock, config.storage, plane="0123456789abcdef")
-    link = EngineClient(InProcessTransport(lambda: (engine, served_for(folder))), record=meter.journal)
+    link = EngineClient(InProcessTransport(lambda: (engine, served)), record=meter.journal)
     await link.start()
     app = create_app(
         config,
-        [StartedBase(config=config, served=served_for(folder), client=link, tokenizer=tokenizer)],
+        [StartedBase(config=config, served=served, client=link, tokenizer=tokenizer)],
         clock=clock,
         access=access,
         meter=meter,

@@ -21,6 +21,7 @@ def upload(server: SmallDisk, content: bytes) -> httpx2.Response:
     return server.client.post("/v1/files", **form)
 
 
+@pytest.mark.long
 def test_uploads_are_refused_whole_and_results_wait_for_room(tmp_path: Path) -> None:
     settings = ("storage.dir={disk}/storage", f"metering.dir={tmp_path}/metering", "batches.lines_at_once=1")
     gate = tmp_path / "gate"

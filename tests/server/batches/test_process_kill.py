@@ -23,6 +23,7 @@ def counts(client: httpx2.Client, batch_id: str) -> dict[str, Any]:
     return dict(client.get(f"/v1/batches/{batch_id}").json())
 
 
+@pytest.mark.long
 def test_a_killed_server_loses_no_line_and_charges_none_twice(tmp_path: Path) -> None:
     settings = ("batches.lines_at_once=4", "metering.ship_s=0.05", "batches.lease_s=2", "batches.check_s=0.1")
     with forked_server(tmp_path, *settings) as (process, client):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from manylora.server.generation.order import ChatPrompt
 from tests.server.batches.batch_house import batch_house
 from tests.server.batches.test_responses import WEATHER, respond, text_of
 
@@ -122,3 +123,14 @@ def test_wrong_parts_are_refused_by_the_fields_name(tmp_path: Path, changes: dic
             assert reply.json()["error"]["param"] == parameter
 
     asyncio.run(scenario())
+
+
+def test_the_shorter_forms_of_a_conversation_are_made_one_at_a_time() -> None:
+    """A conversation of many turns has as many shorter forms, which would take memory in proportion to its square."""
+    first, tool = {"role": "system", "content": ""}, {"role": "tool", "content": ""}
+    turns = [{"role": role, "content": str(number)} for number in range(1000) for role in ("user", "assistant")]
+    prompt = ChatPrompt(messages=(first, *turns), num_pinned=1)
+    assert prompt.cuts == list(range(2, 2000, 2))
+    assert prompt.without(1998).messages == (first, *turns[1998:])
+    assert ChatPrompt(messages=(first, *turns)).cuts == []
+    assert ChatPrompt(messages=(first, turns[1], tool, turns[1]), num_pinned=1).cuts == [2]

@@ -116,3 +116,19 @@ def _is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_variables_that_no_json_holds_are_the_caller_s_error() -> None:
+    deep: list[object] = []
+    for _ in range(2000):
+        deep = [deep]
+
+    async def main() -> None:
+        renderer = Renderer()
+        try:
+            with pytest.raises(TemplateFailed, match="nested too deeply"):
+                await renderer.render(HELLO, {"messages": deep}, caller="a", digest="d", max_bytes=1000)
+        finally:
+            renderer.close()
+
+    asyncio.run(main())

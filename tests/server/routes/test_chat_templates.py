@@ -95,3 +95,37 @@ def test_a_conversation_reaches_the_engine_in_the_bases_format(in_house: InHouse
             assert found == chat.text(messages, prompting=prompting)
 
     in_house(scenario, base_template=chat.template)
+
+
+GUIDED = "{{ messages[0].content }} by {{ guideline | trim }}"
+
+
+@pytest.mark.parametrize("template", [GUIDED, "{{ policy.text }}", "{% for each in absent.lines %}{% endfor %}"])
+@pytest.mark.parametrize("at", ["base", "adapter"])
+def test_a_variable_that_a_template_needs_is_named_as_lorax_does(
+    in_house: InHouse, tmp_path: Path, template: str, at: str
+) -> None:
+    async def scenario(house: House) -> None:
+        house.engine.texts.say("triage", AdapterText(templates={"default": template}), tmp_path)
+        named = {} if at == "base" else {"adapter_id": "triage"}
+        native = await house.post("/generate", {"inputs": "Hi", "parameters": {**named, "apply_chat_template": True}})
+        assert (native.status_code, native.json()["error_type"]) == (422, "missing_template_variable")
+        assert "'guideline' is undefined" in native.json()["error"] or template != GUIDED
+        openai = await house.post(CHAT, {"messages": HELLO, **named})
+        error = openai.json()["error"]
+        assert (openai.status_code, error["type"], error["code"]) == (400, "invalid_request_error", "template_error")
+        assert not house.engine.submitted
+
+    in_house(scenario, base_template=template)
+
+
+def test_a_template_that_asks_for_a_guideline_first_needs_none(in_house: InHouse) -> None:
+    async def scenario(house: House) -> None:
+        assert (await house.post(CHAT, {"messages": HELLO, "max_tokens": 2})).status_code == 200
+        assert house.tokenizer.decode(house.engine.submitted[-1].tokens) == "Hi"
+
+    in_house(
+        scenario,
+        base_template="{{ messages[0].content }}{% if guideline %}{{ guideline }}{% endif %}"
+        "{% if guideline is defined %}{{ guideline }}{% endif %}{{ another }}",
+    )

@@ -142,11 +142,17 @@ def test_an_unknown_adapter_and_a_failed_one_have_their_status(in_house: InHouse
     in_house(scenario)
 
 
+SORTER = {"parameters": {"adapter_id": "sorter"}}
+
+
 @pytest.mark.parametrize(
     ("path", "body", "code"),
     [
         ("/embed", {"inputs": "CRASH"}, "embedding_failure"),
         ("/v1/embeddings", {"input": "CRASH"}, "embedding_failure"),
+        ("/classify", {"inputs": "CRASH", **SORTER}, "classification_failure"),
+        ("/classify", {"input": ["Hi", "CRASH"], **SORTER}, "classification_failure"),
+        ("/classify_batch", {"inputs": ["Hi", "CRASH"], **SORTER}, "classification_failure"),
     ],
 )
 def test_a_fault_names_the_work_as_lorax_does(in_house: InHouse, path: str, body: dict[str, Any], code: str) -> None:
@@ -154,7 +160,7 @@ def test_a_fault_names_the_work_as_lorax_does(in_house: InHouse, path: str, body
         reply = await house.post(path, body)
         error = reply.json()
         assert reply.status_code == 500
-        if path == "/embed":
+        if path != "/v1/embeddings":
             assert (error["error_type"], error["code"]) == (code, code)
         else:
             assert (error["error"]["type"], error["error"]["code"]) == ("server_error", code)

@@ -31,19 +31,25 @@ SENT = [
 ]
 
 
-@pytest.mark.parametrize(("path", "name", "value", "outcome"), SENT, ids=lambda value: str(value)[:30])
-def test_a_field_has_its_outcome(in_house: InHouse, path: str, name: str, value: object, outcome: Outcome) -> None:
+async def outcome_of(house: House, path: str, name: str, value: object) -> Outcome:
+    """The outcome that a reply tells; a field that is null is as absent."""
+    beside = {"stream": True} if name == "stream_options" else {}
+    reply = await house.post(path, {**LEAST[path], **beside, name: value})
+    absent = await house.post(path, {name: None, **LEAST[path]})
+    assert absent.status_code == 200, absent.text
+    if reply.status_code == 200:
+        return "applied"
+    assert reply.status_code == 400, (path, name, reply.text)
+    assert reply.json()["error"]["param"] == name
+    assert f"`{name}`" in reply.json()["error"]["message"]
+    return "refused"
+
+
+def test_each_field_has_its_outcome(in_house: InHouse) -> None:
     async def scenario(house: House) -> None:
-        beside = {"stream": True} if name == "stream_options" else {}
-        reply = await house.post(path, {**LEAST[path], **beside, name: value})
-        if outcome == "refused":
-            assert reply.status_code == 400
-            assert reply.json()["error"]["param"] == name
-            assert f"`{name}`" in reply.json()["error"]["message"]
-        else:
-            assert reply.status_code == 200, reply.text
-        absent = await house.post(path, {name: None, **LEAST[path]})
-        assert absent.status_code == 200, absent.text
+        for path, name, value, outcome in SENT:
+            expected = "refused" if outcome == "refused" else "applied"  # a field that is not read is accepted alike
+            assert await outcome_of(house, path, name, value) == expected, (path, name, value)
 
     in_house(scenario)
 

@@ -35,6 +35,17 @@ def show(context: typer.Context, json: JsonOption = False, url: UrlOption = DEFA
         say("plan, balance and limits are shown to a key with the scope `read`", err=True)
 
 
+@account.command()
+def password(url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
+    """Set the password with which your tenant signs in to the console, and end its open sessions.
+
+    It needs a key with every scope of a first key, without limits and without an end.
+    """
+    chosen = typer.prompt("new password", hide_input=True, confirmation_prompt=True)
+    reply = RemoteServer(url=url, key=key).ask("PUT", "/v1/account/login", expects="tenant", body={"password": chosen})
+    say(f"sign in at {url.rstrip('/')}/console as {reply.json()['tenant']}")
+
+
 def _key_fields(held: dict[str, Any]) -> dict[str, str]:
     lines = {"key": shown(held["id"]), "key's name": shown(held["name"]), "key's scopes": " ".join(held["scopes"])}
     lines |= {"key's end": shown(held["expires"]), "tenant": held["tenant"]}

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from manylora.adapter_state import AdapterAction, AdapterState
-from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, LimitOption, RemoteServer, UrlOption
 from manylora.cli.remote.output import fail, print_fields, print_table, say
 from manylora.cli.remote.report import print_report
 
@@ -33,7 +33,7 @@ def list_adapters(
     state: Annotated[AdapterState | None, typer.Option(help="Only adapters in this state.")] = None,
     source: Annotated[str | None, typer.Option(help="Only adapters of this source.")] = None,
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's uploads, all of them.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")] = 1000,
+    limit: LimitOption = 1000,
     after: Annotated[str | None, typer.Option(help="Continue after this id, the last of a page.")] = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,

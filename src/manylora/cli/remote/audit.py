@@ -5,7 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
-from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption
+from manylora.cli.remote.client import (
+    DEFAULT_URL,
+    BeforeOption,
+    JsonOption,
+    KeyOption,
+    LimitOption,
+    RemoteServer,
+    UrlOption,
+)
 from manylora.cli.remote.output import print_table, say, shown
 
 COLUMNS = ("at", "tenant", "by", "key", "address", "verb", "kind", "name", "before", "after")
@@ -19,8 +27,8 @@ def audit(
     since: Annotated[str, typer.Option(metavar="MOMENT", help="A UTC day or moment to begin with.")] = "",
     by: Annotated[str, typer.Option(metavar="WHO", help="Only acts of this tenant, or of the key of this id.")] = "",
     verb: Annotated[str, typer.Option(help="Only acts of this kind, such as create or revoke.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")] = 100,
-    before: Annotated[int | None, typer.Option(min=0, help="Continue after the page that named this value.")] = None,
+    limit: LimitOption = 100,
+    before: BeforeOption = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,

@@ -23,7 +23,7 @@ DEFAULT_URL = ""
 """Default of `--url`: the environment variable MANYLORA_URL, else `LOCAL_URL`."""
 PROBE_PATH = "/ready"
 ANSWER_WAIT_S = 30.0
-NO_CONTENT = 204
+NO_CONTENT, NOT_FOUND = 204, 404
 
 
 def _url(given: str) -> str:
@@ -50,6 +50,8 @@ KeyOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the server's JSON unchanged.")]
+LimitOption = Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")]
+BeforeOption = Annotated[int | None, typer.Option(min=0, help="Continue after the page that named this value.")]
 
 
 def _trusted(url: str) -> "bool | ssl.SSLContext":
@@ -96,6 +98,17 @@ class RemoteServer:
         if (message := refusal_in(reply, expects)) is not None:
             fail(message)
         return _harmless(reply) if expects else reply
+
+    def ask_if_there(
+        self, path: str, *, expects: str, query: dict[str, object] | None = None
+    ) -> "httpx2.Response | None":
+        """Return the reply to a GET as `ask` does; None if the server has no such route, as a control plane alone."""
+        reply = self._send("GET", path, query=query, body=None, wait_s=0.0)
+        if reply.status_code == NOT_FOUND:
+            return None
+        if (message := refusal_in(reply, expects)) is not None:
+            fail(message)
+        return _harmless(reply)
 
     def key_owner(self) -> "KeyOwner | None":
         """Return the owner of the key; None without a key, where the server wants one."""

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption
+from manylora.cli.remote.client import (
+    DEFAULT_URL,
+    BeforeOption,
+    JsonOption,
+    KeyOption,
+    LimitOption,
+    RemoteServer,
+    UrlOption,
+)
 from manylora.cli.remote.output import dollars, print_fields, print_table, say, shown
 
 COLUMNS = ("id", "at", "tenant", "base", "adapter", "prompt", "cached", "completion", "cost", "corrects", "reason")
@@ -24,8 +32,8 @@ def list_rows(
     own: Annotated[
         bool, typer.Option("--own", help="Only rows of the key's own tenant, even with the operator's key.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")] = 100,
-    before: Annotated[int | None, typer.Option(min=0, help="Continue after the page that named this value.")] = None,
+    limit: LimitOption = 100,
+    before: BeforeOption = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,

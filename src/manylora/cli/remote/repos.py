@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption, path_of
+from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, LimitOption, RemoteServer, UrlOption, path_of
 from manylora.cli.remote.output import fail, print_fields, print_table, say, shown
 from manylora.cli.remote.repo_uploads import (
     CONFIG_FILE,
@@ -38,7 +38,7 @@ repos = typer.Typer(no_args_is_help=True, help="Upload adapters to a running ser
 @repos.command("ls")
 def list_repositories(
     with_shared: Annotated[bool, typer.Option("--shared", help="Also those shared with you.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")] = 1000,
+    limit: LimitOption = 1000,
     tenant: TenantOption = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,

@@ -5,11 +5,21 @@ from typing import Annotated, Any
 
 import typer
 
-from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption, path_of
+from manylora.cli.remote.client import (
+    DEFAULT_URL,
+    BeforeOption,
+    JsonOption,
+    KeyOption,
+    LimitOption,
+    RemoteServer,
+    UrlOption,
+    path_of,
+)
 from manylora.cli.remote.limits import LIMIT_HELP, OwnTenantArgument, TenantArgument, limit_fields, parse_limits
 from manylora.cli.remote.output import dollars, nanousd_of, print_fields, print_table, say, shown
 
 ROOT = "/admin/tenants"
+DAY_S = 86_400
 
 PlanOption = Annotated[str | None, typer.Option(help="Name of its plan.")]
 WeightOption = Annotated[
@@ -21,7 +31,7 @@ tenants = typer.Typer(no_args_is_help=True, help="See, make and manage the tenan
 
 @tenants.command("ls")
 def list_tenants(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")] = 1000,
+    limit: LimitOption = 1000,
     after: Annotated[str, typer.Option(help="Only codes after this one.")] = "",
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
@@ -67,6 +77,19 @@ def create(
     made = reply.json()
     key_lines = {"key's scopes": " ".join(made["key"]["scopes"]), "key (shown once)": made["key"]["key"]}
     print_fields(tenant_fields(made["tenant"]) | key_lines)
+
+
+@tenants.command("login-code")
+def login_code(
+    tenant: TenantArgument, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
+) -> None:
+    """Make a one-time code by which a tenant sets a new password at the console, within an hour."""
+    reply = RemoteServer(url=url, key=key).ask("POST", f"{ROOT}{path_of(tenant)}/login-code", expects="code", body={})
+    if json:
+        typer.echo(reply.text)
+        return
+    made = reply.json()
+    print_fields({"tenant": made["tenant"], "code (shown once)": made["code"], "valid until": made["expires"]})
 
 
 @tenants.command()
@@ -131,12 +154,24 @@ def credit(
     amount: Annotated[str, typer.Argument(metavar="DOLLARS", help="Such as 25, or -0.50 to take away.")],
     reason: Annotated[str, typer.Option(help="Reason, as the ledger shows it.")] = "by the operator",
     grant: Annotated[str | None, typer.Option("--id", help="Id of this grant: a repetition changes nothing.")] = None,
+    expires: Annotated[float | None, typer.Option(min=0, help="Days until it ends unspent. Default: never.")] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=1, max=50, help="The lowest is drawn first, then the earliest end. Default: 25.")
+    ] = None,
+    free: Annotated[bool, typer.Option("--free", help="A gift, and no payment.")] = False,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
     """Add to a tenant's credit, and show its balance."""
-    body = {"id": grant or f"cli-{secrets.token_hex(12)}", "nanousd": nanousd_of(amount), "reason": reason}
+    body: dict[str, Any] = {
+        "id": grant or f"cli-{secrets.token_hex(12)}",
+        "nanousd": nanousd_of(amount),
+        "reason": reason,
+    }
+    body |= {} if expires is None else {"expires_in_s": expires * DAY_S}
+    body |= {} if priority is None else {"priority": priority}
+    body |= {"kind": "free"} if free else {}
     path = ROOT + path_of(tenant, "credits")
     reply = RemoteServer(url=url, key=key).ask("POST", path, expects="left_nanousd", body=body)
     typer.echo(reply.text) if json else print_fields(_balance(reply.json()))
@@ -145,8 +180,8 @@ def credit(
 @tenants.command()
 def credits(
     tenant: OwnTenantArgument = "",
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of lines.")] = 100,
-    before: Annotated[int | None, typer.Option(min=0, help="Continue after the page that named this value.")] = None,
+    limit: LimitOption = 100,
+    before: BeforeOption = None,
     json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
@@ -188,7 +223,8 @@ def _balance(body: dict[str, int]) -> dict[str, str]:
         "credit left": "left_nanousd",
         "credit given": "granted_nanousd",
         "charged": "charged_nanousd",
+        "expired": "expired_nanousd",
         "set aside by servers": "leased_nanousd",
         "spent this month": "spent_this_month_nanousd",
     }
-    return {title: dollars(body[field]) for title, field in titles.items()}
+    return {title: dollars(body[field]) for title, field in titles.items() if field in body}

@@ -3,9 +3,10 @@
 from sqlalchemy import and_, delete, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from manylora.control.registry.aliases import drop_version
 from manylora.control.registry.repositories import Repository, own_for_change, set_repository
 from manylora.control.registry.versions import Version, VersionState, drop_reports, set_version
-from manylora.control.storage.tables import aliases, repositories, shares, versions
+from manylora.control.storage.tables import aliases, evaluations, repositories, shares, versions
 from manylora.ids import TenantId
 
 
@@ -21,6 +22,7 @@ async def delete_repository(
     number = repository.number
     await connection.execute(delete(aliases).where(aliases.c.repository == number))
     await connection.execute(delete(shares).where(shares.c.repository == number))
+    await connection.execute(delete(evaluations).where(evaluations.c.repository == number))
     await drop_reports(connection, number)
     await connection.execute(
         update(versions).where(versions.c.repository == number).values(state=VersionState.DELETED, bytes=0)
@@ -32,13 +34,15 @@ async def delete_repository(
 
 
 async def delete_version(
-    connection: AsyncConnection, tenant: TenantId, reference: str, version: str
+    connection: AsyncConnection, tenant: TenantId, reference: str, version: str, *, passes_guards: bool = False
 ) -> tuple[Repository, Version]:
-    """Delete a version and the aliases that mean it. No later version gets its number. Raise `ResourceNotFound`."""
+    """Delete a version and the aliases that mean it alone; others lose this arm. No later version gets its number.
+
+    Raises `ResourceNotFound`, and as `drop_version`.
+    """
     repository = await own_for_change(connection, tenant, reference)
     found = repository.find(version)
-    same = and_(aliases.c.repository == repository.number, aliases.c.version == found.version)
-    await connection.execute(delete(aliases).where(same))
+    await drop_version(connection, repository, found.version, passes_guards=passes_guards)
     await drop_reports(connection, repository.number, found.version)
     await set_version(connection, repository.number, found.version, state=VersionState.DELETED, bytes=0)
     return repository, found

@@ -2,9 +2,12 @@
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from manylora.control.registry.aliases import require_unguarded
 from manylora.control.registry.archives import set_archived
 from manylora.control.registry.audit import record_repository
 from manylora.control.registry.deletion import delete_repository, delete_version
@@ -19,21 +22,43 @@ CLEARED_AT_ONCE = 1_000
 """Repositories that `clear_tenant` reads at one time."""
 
 
-async def remove_repository(intake: Intake, actor: Actor, owner: TenantId, repo: str) -> None:
-    """Delete a repository with all its versions and their files. Raise `ResourceNotFound`."""
+Require = Callable[[AsyncConnection], Awaitable[None]]
+
+
+async def remove_repository(
+    intake: Intake,
+    actor: Actor,
+    owner: TenantId,
+    repo: str,
+    *,
+    passes_guards: bool = False,
+    require: Require | None = None,
+) -> None:
+    """Delete a repository with all its versions and their files.
+
+    Raises `ResourceNotFound`; `InvalidParameter` for one with guarded aliases, unless `passes_guards`.
+
+    Args:  require  runs first in the transaction, and raises to leave everything
+    """
     control = intake.control
     async with control.database.write() as connection:
+        if require is not None:
+            await require(connection)
         removed, numbers = await delete_repository(connection, owner, repo, control.now_ms())
+        if not passes_guards:
+            require_unguarded(removed, removed.guards, f"repository `{removed.name}`")
         before = {"versions": numbers, "aliases": removed.aliases}
         await record_repository(connection, actor, "delete", removed, before=before)
     for number in numbers:
         await _remove_files(intake, removed, number)
 
 
-async def remove_version(intake: Intake, actor: Actor, owner: TenantId, repo: str, tag: str) -> None:
-    """Delete a version with its files. Raise `ResourceNotFound`."""
+async def remove_version(
+    intake: Intake, actor: Actor, owner: TenantId, repo: str, tag: str, *, passes_guards: bool = False
+) -> None:
+    """Delete a version with its files. Raise as `deletion.delete_version`."""
     async with intake.control.database.write() as connection:
-        repository, version = await delete_version(connection, owner, repo, tag)
+        repository, version = await delete_version(connection, owner, repo, tag, passes_guards=passes_guards)
         await record_repository(connection, actor, "delete", repository, version.version, before=version)
     await _remove_files(intake, repository, version.version)
 

@@ -4,6 +4,7 @@ Each change takes the next revision first. That also lets only one change run at
 stay the same until it commits. A private repository of another tenant gets the same answer as an unknown one.
 """
 
+import json
 import re
 import uuid
 from collections import defaultdict
@@ -16,11 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.adapters.sources.upload_folders import is_repository_name
 from manylora.control.registry.versions import FINISHED, Version, VersionState, version_of
+from manylora.control.rollouts.rules import rule_of
 from manylora.control.storage.revisions import next_revision
-from manylora.control.storage.tables import aliases, repositories, shares, tenants, versions
+from manylora.control.storage.tables import aliases, evaluations, repositories, shares, tenants, versions
 from manylora.control.storage.texts import is_storable, shown
 from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound, StorageLimitExceeded
 from manylora.ids import TenantId
+from manylora.rollouts.rollout import Rollout
 from manylora.tenancy import TenantState
 
 MAX_DESCRIPTION = 4_096
@@ -30,7 +33,13 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
-    """One repository as its owner sees it. `versions`: those that are not deleted, in ascending order."""
+    """One repository as its owner sees it.
+
+    versions  those that are not deleted, in ascending order
+    aliases   name → version; of several versions, the one with the largest share
+    rollouts  name → rule of every alias
+    guards    aliases that a version gets by a promotion alone
+    """
 
     number: int
     uuid: str
@@ -41,6 +50,8 @@ class Repository:
     created_ms: int
     versions: tuple[Version, ...] = ()
     aliases: Mapping[str, int] = field(default_factory=dict)
+    rollouts: Mapping[str, Rollout] = field(default_factory=dict)
+    guards: tuple[str, ...] = ()
     shared_with: tuple[TenantId, ...] = ()
 
     def find(self, reference: str) -> Version:
@@ -131,6 +142,8 @@ async def _filled(connection: AsyncConnection, rows: list[Row[Any]]) -> list[Rep
     all_aliases = await _by_repository(connection, named)
     shared = select(shares).where(shares.c.repository.in_(numbers)).order_by(shares.c.tenant)
     all_shares = await _by_repository(connection, shared)
+    guarded = select(evaluations.c.repository, evaluations.c.guards).where(evaluations.c.repository.in_(numbers))
+    all_guards = await _by_repository(connection, guarded)
     return [
         Repository(
             number=row.number,
@@ -142,10 +155,22 @@ async def _filled(connection: AsyncConnection, rows: list[Row[Any]]) -> list[Rep
             created_ms=row.created_ms,
             versions=tuple(map(version_of, all_versions.get(row.number, ()))),
             aliases={found.name: found.version for found in all_aliases.get(row.number, ())},
+            rollouts={found.name: rule_of(found) for found in all_aliases.get(row.number, ())},
+            guards=tuple(name for found in all_guards.get(row.number, ()) for name in json.loads(found.guards)),
             shared_with=tuple(TenantId(found.tenant) for found in all_shares.get(row.number, ())),
         )
         for row in rows
     ]
+
+
+def check_repository_name(name: str) -> None:
+    """Raise `InvalidParameter` for a text that no repository can have as its name."""
+    if not is_repository_name(name) or _UUID.fullmatch(name):
+        raise InvalidParameter(
+            "`name` must be 1 to 128 letters, digits, `.`, `_` or `-`, and begin with a letter or a digit. "
+            f"Given: {shown(name)}",
+            parameter="name",
+        )
 
 
 async def create_repository(
@@ -164,13 +189,8 @@ async def create_repository(
     Raises `InvalidParameter` for an invalid name; `NameTaken` for one of `base_names` (in lower case) and, unless
     `exists_ok`, for a name in use; `StorageLimitExceeded` where the tenant has `most` repositories already.
     """
-    if not is_repository_name(name) or _UUID.fullmatch(name):
-        raise InvalidParameter(
-            "`name` must be 1 to 128 letters, digits, `.`, `_` or `-`, and begin with a letter or a digit. "
-            f"Given: {shown(name)}",
-            parameter="name",
-        )
-    _check_description(description)
+    check_repository_name(name)
+    check_description(description)
     revision = await next_revision(connection)
     mine = and_(repositories.c.tenant == tenant, repositories.c.name == name)
     old = (await connection.execute(select(repositories).where(mine))).one_or_none()
@@ -203,7 +223,7 @@ async def create_repository(
 
 async def describe_repository(connection: AsyncConnection, tenant: TenantId, reference: str, text: str) -> None:
     """Set the description. Raise `ResourceNotFound`, `InvalidParameter`."""
-    _check_description(text)
+    check_description(text)
     repository = await own_for_change(connection, tenant, reference)
     await set_repository(connection, repository.number, description=text)
 
@@ -229,7 +249,8 @@ async def set_repository(connection: AsyncConnection, number: int, **columns: An
     await connection.execute(update(repositories).where(repositories.c.number == number).values(columns))
 
 
-def _check_description(text: str) -> None:
+def check_description(text: str) -> None:
+    """Raise `InvalidParameter` for a description that is too long or that no database stores."""
     if len(text) > MAX_DESCRIPTION or not is_storable(text):
         raise InvalidParameter(
             f"`description` must have at most {MAX_DESCRIPTION} characters, none of them NUL or half a character",

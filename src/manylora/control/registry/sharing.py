@@ -21,6 +21,12 @@ async def set_public(connection: AsyncConnection, tenant: TenantId, reference: s
     await set_repository(connection, repository.number, is_public=is_public)
 
 
+def check_sharer(name: str) -> None:
+    """Raise `InvalidParameter` for a text that cannot be a tenant's name."""
+    if not is_tenant_name(name):
+        raise InvalidParameter(f"`{shown(name)}` is no name of a tenant", parameter="tenants")
+
+
 async def share(connection: AsyncConnection, tenant: TenantId, reference: str, others: Iterable[str]) -> None:
     """Let other tenants use a repository.
 
@@ -30,8 +36,8 @@ async def share(connection: AsyncConnection, tenant: TenantId, reference: str, o
     """
     repository = await own_for_change(connection, tenant, reference)
     wanted = set(others) - set(repository.shared_with) - {tenant}
-    if wrong := sorted(name for name in wanted if not is_tenant_name(name)):
-        raise InvalidParameter(f"`{shown(wrong[0])}` is no name of a tenant", parameter="tenants")
+    for name in sorted(wanted):
+        check_sharer(name)
     if len(wanted) + len(repository.shared_with) > MAX_SHARES:
         raise InvalidParameter(f"a repository is shared with at most {MAX_SHARES} tenants", parameter="tenants")
     for other in sorted(wanted):

@@ -256,7 +256,7 @@ class Job:
     async def _reply(self, line: BatchLine) -> None:
         self.parts.counts.running += 1
         try:
-            await self.parts.replies.reply(self.batch.endpoint, line, self._caller(), self._keep)
+            await self.parts.replies.reply(self.batch.endpoint, line, self._caller(), self._keep, batch=self.batch.id)
         finally:
             self.parts.counts.running -= 1
 

@@ -13,6 +13,7 @@ from manylora.errors import EngineFault, ManyloraError
 from manylora.http.callers import Caller
 from manylora.http.dialects import body_of, status_of
 from manylora.http.paths import Dialect
+from manylora.rollouts.draw import ArmDraw, nonce_of
 from manylora.server.batches.lines import BatchLine, LineError, LineResponse, LineResult
 from manylora.server.http.context import SEND, HttpContext, RequestState
 from manylora.server.http.routing import Handler
@@ -37,14 +38,17 @@ class LineReplies:
         self.handlers = handlers
         self._clock = clock
 
-    async def reply(self, endpoint: str, line: BatchLine, caller: Caller, keep: Keep) -> None:
-        """Run a line, and keep its result before its usage is written.
+    async def reply(self, endpoint: str, line: BatchLine, caller: Caller, keep: Keep, *, batch: str) -> None:
+        """Run a line of a batch, and keep its result before its usage is written.
 
         Raises the failure of the line; it has no result then. A cancellation that comes while the result is being
         written has no effect.
         """
         line_id = mint_line_id()
-        state = RequestState(request_id=line_id, arrived_s=self._clock.monotonic_s(), caller=caller, body=line.body)
+        draw = ArmDraw(nonce=nonce_of(f"{batch}\n{line.custom_id}"))  # a repeated line has the same arm
+        state = RequestState(
+            request_id=line_id, arrived_s=self._clock.monotonic_s(), caller=caller, body=line.body, draw=draw
+        )
         status = HTTP_OK
 
         async def send(message: dict[str, Any]) -> None:

@@ -314,11 +314,11 @@ class InputProcessor:
         whole = best = await self._encoded(prompt, rules, caller, form)
         if not isinstance(prompt, ChatPrompt) or self._fits(len(whole[0]), order):
             return whole
-        shorter = prompt.shortened
-        low, high = 0, len(shorter)
+        cuts = prompt.cuts
+        low, high = 0, len(cuts)
         while low < high:
             middle = (low + high) // 2
-            found = await self._encoded(shorter[middle], rules, caller, form)
+            found = await self._encoded(prompt.without(cuts[middle]), rules, caller, form)
             if self._fits(len(found[0]), order):
                 best, high = found, middle
             else:

@@ -85,19 +85,23 @@ class ChatPrompt:
         return sum(len(message["content"]) for message in self.messages)
 
     @property
-    def shortened(self) -> "list[ChatPrompt]":
-        """The prompt without its oldest turns, from the longest to the last turn alone; empty if none may go.
+    def cuts(self) -> list[int]:
+        """The numbers of first messages behind the pinned ones that may go: up to the last turn; empty if none may.
 
         A turn begins with a user's message, so that no call loses its output, and templates that expect a user first
         accept the rest. Without any user, it begins with any message but the output of a call.
         """
         if self.num_pinned is None:
             return []
-        first, rest = self.messages[: self.num_pinned], self.messages[self.num_pinned :]
-        roles = [message["role"] for message in rest]
+        roles = [message["role"] for message in self.messages[self.num_pinned :]]
         turns = [index for index, role in enumerate(roles) if role == "user"]
         starts = turns or [index for index, role in enumerate(roles) if role != "tool"]
-        return [replace(self, messages=(*first, *rest[start:])) for start in starts if start]
+        return [start for start in starts if start]
+
+    def without(self, cut: int) -> "ChatPrompt":
+        """Return the prompt without that many messages behind the pinned ones."""
+        pinned = self.num_pinned or 0
+        return replace(self, messages=(*self.messages[:pinned], *self.messages[pinned + cut :]))
 
 
 PromptInput = TextPrompt | TokenPrompt | ChatPrompt

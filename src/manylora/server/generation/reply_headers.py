@@ -10,7 +10,7 @@ EXPOSED = (
     *("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "x-should-retry", "x-envoy-ratelimited"),
     *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
     *("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
-    *("retry-after", "retry-after-ms"),
+    *("retry-after", "retry-after-ms", "x-deployment-wait-time"),
 )
 
 

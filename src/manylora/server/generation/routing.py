@@ -12,6 +12,7 @@ from manylora.adapter_ref import FOLDER_SOURCES, AdapterRef
 from manylora.clock import Clock
 from manylora.errors import InvalidParameter
 from manylora.http.callers import Caller
+from manylora.rollouts.draw import ArmDraw
 from manylora.server.access.directory import Directory
 from manylora.server.engine_client.served_model import BASE_ALIAS
 from manylora.server.generation.adapter_bases import AdapterBases, other_base
@@ -33,6 +34,7 @@ class Naming:
     field       the request's field that an error names
     model       the name of a base beside the adapter's; any other text means nothing
     deployment  the name of a base in the request's path; None: the path names none
+    draw        the draw of an alias's arm; None: an alias is its version with the largest share
     """
 
     name: str | None
@@ -40,6 +42,7 @@ class Naming:
     field: str = "adapter_id"
     model: str | None = None
     deployment: str | None = None
+    draw: ArmDraw | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class ModelRouter:
         name, fields, prefixed = await self._unprefixed(naming, caller.tenant)
         asked = prefixed or asked
         adapter = await self.resolver.adapter(
-            name, fields, naming.field, tenant=caller.tenant, token=caller.source_token
+            name, fields, naming.field, tenant=caller.tenant, token=caller.source_token, draw=naming.draw
         )
         if adapter is None:
             asked = self.named(name) or asked or self.default

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterState
@@ -15,6 +15,7 @@ from manylora.engine.events import FinishReason
 from manylora.engine.request import Request
 from manylora.errors import AdapterError, AdapterTextChanged, ManyloraError, RequestRejected
 from manylora.http.callers import Caller
+from manylora.rollouts.draw import ArmEnd
 from manylora.server.access.access import Access, Admission
 from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.generation.admission import AdmissionControl
@@ -27,8 +28,16 @@ from manylora.server.http.context import HttpContext, RequestState
 from manylora.server.metering.meter import Meter, OpenUsage, Payer
 from manylora.server.metering.records import NO_TIMINGS, Timings
 from manylora.server.observability.metrics import Meters
+from manylora.tenancy import called_adapter
 
 MAX_ATTEMPTS = 3
+
+
+class ArmListener(Protocol):
+    """The listener to ends of requests that named an alias."""
+
+    def note(self, order: Order, arrival: RequestState, end: ArmEnd) -> None:
+        """Take the end of a request, after its reply. `arrival.draw` has its arms."""
 
 
 class GenerationService:
@@ -44,13 +53,17 @@ class GenerationService:
         access: Access | None = None,
         meter: Meter | None = None,
     ) -> None:
-        """Without `access`, every caller may use everything. Without `meter`, usage is not recorded."""
+        """Without `access`, every caller may use everything. Without `meter`, usage is not recorded.
+
+        `arms` listens to requests that name an alias.
+        """
         self.models = models
         self.admission = admission
         self.meters = meters
         self.clock = clock
         self.access = access or Access(clock)
         self.meter = meter
+        self.arms: ArmListener | None = None
 
     async def run(self, order: Order, context: HttpContext, reply: Callable[["Completion"], Awaitable[None]]) -> None:
         """Run an order and reply to it. Repeat it from its prompts on if its adapter's text has changed meanwhile.
@@ -64,9 +77,21 @@ class GenerationService:
                     await reply(completion)
             except AdapterTextChanged:
                 if context.has_begun or number == MAX_ATTEMPTS:
+                    self._note_arms(order, context.arrival, ArmEnd.ERROR)
                     raise
+            except asyncio.CancelledError:
+                self._note_arms(order, context.arrival, ArmEnd.LEFT)
+                raise
+            except Exception:
+                self._note_arms(order, context.arrival, ArmEnd.ERROR)
+                raise
             else:
+                self._note_arms(order, context.arrival, ArmEnd.OK)
                 return
+
+    def _note_arms(self, order: Order, arrival: RequestState, end: ArmEnd) -> None:
+        if self.arms is not None and arrival.draw.drawn:
+            self.arms.note(order, arrival, end)
 
     @contextmanager
     def admit(self, caller: Caller, num_sequences: int) -> Iterator[Admission]:
@@ -119,7 +144,7 @@ class Completion:
 
     async def __aenter__(self) -> Self:
         try:
-            self._admission = self._enter()
+            self._admission = await self._enter()
             target, wave = await self._find_target()
             self.prompts = await self.model.inputs.prepare(self.order, target.adapter, self._caller)
             await self._reserve()
@@ -149,8 +174,9 @@ class Completion:
 
     # ── entering ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _enter(self) -> Admission:
+    async def _enter(self) -> Admission:
         admission = self._held.enter_context(self._service.admit(self._caller, self.num_sequences))
+        await self._service.access.share(admission)
         if self.num_sequences > admission.streams:
             self._held.enter_context(self._service.admission.hold_prompts(self._caller.tenant, self.order.size))
         return admission
@@ -163,19 +189,20 @@ class Completion:
         """
         models = self._service.models
         named = await models.resolved(self._naming(), self._caller)
-        wave = None if named.asked is None else self._enter_base(named.asked)
+        wave = None if named.asked is None else await self._enter_base(named.asked)
         target = await models.target_of(named, self._caller)
-        return target, self._enter_base(target.model) if wave is None else wave
+        return target, await self._enter_base(target.model) if wave is None else wave
 
-    def _enter_base(self, model: ModelHandle) -> int:
+    async def _enter_base(self, model: ModelHandle) -> int:
         """Hold places of the base, in the caller's limits and in the server.
 
         Return the number of sequences that may be under way at one time.
         """
         self.model = model
         self._service.access.enter_base(self._admission, self.model.name)
+        await self._service.access.share(self._admission)
         streams, places, caller = self._admission.streams, self.model.places, self._caller
-        if places is None:
+        if places is None or caller.is_shadow:  # a shadow takes no place of a request with a waiting caller
             return streams
         wave = places.wave_of(caller.tenant, streams, is_batch=caller.is_batch)
         self._held.enter_context(places.admit(caller.tenant, wave, is_batch=caller.is_batch))
@@ -189,12 +216,15 @@ class Completion:
             field=order.adapter_field,
             model=order.model,
             deployment=self.arrival.deployment,
+            draw=self.arrival.draw,
         )
 
     async def _reserve(self) -> None:
+        caller = self._caller
         await self._service.access.reserve(
             self._admission,
             base=self.model.name,
+            adapter=None if (ref := self.adapter) is None else called_adapter(caller.tenant, ref.id, ref.tenant),
             prompt_tokens=self.num_prompt_tokens,
             budget_tokens=sum(prompt.num_sequences * prompt.stop.max_new_tokens for prompt in self.prompts),
         )
@@ -211,6 +241,8 @@ class Completion:
                 key=caller.key,
                 request_id=self.arrival.request_id,
                 is_batch=caller.is_batch,
+                alias=self.arrival.draw.alias,
+                is_shadow=caller.is_shadow,
             )
             is_streamed = self.order.is_stream
             self._usage = meter.open(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from manylora.config.environment import child_environment
-from manylora.errors import Overloaded, TemplateFailed
+from manylora.errors import Overloaded, TemplateFailed, TemplateVariableMissing
 from manylora.system.log_lines import current_log_context
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,10 @@ class Renderer:
                  free in time
         """
         key = f"{caller} {digest}"
-        job = json.dumps({"template": template, "variables": variables})
+        try:
+            job = json.dumps({"template": template, "variables": variables})
+        except RecursionError as error:
+            raise TemplateFailed("the messages or tools are nested too deeply", parameter="messages") from error
         head = json.dumps({"key": key, "max_bytes": max_bytes, "context": current_log_context()})
         process = await self._turn(caller, key)
         loop = asyncio.get_running_loop()
@@ -68,7 +71,8 @@ class Renderer:
                 process.give_up()
             raise
         if "text" not in answer:
-            raise TemplateFailed(str(answer.get("error", "the chat template failed")), parameter="messages")
+            kind = TemplateVariableMissing if answer.get("lacks") else TemplateFailed
+            raise kind(str(answer.get("error", "the chat template failed")), parameter="messages")
         return str(answer["text"])
 
     async def _turn(self, caller: str, key: str) -> "_Process":

@@ -43,6 +43,7 @@ from manylora.errors import (
     InvalidParameter,
 )
 from manylora.ids import TenantId
+from manylora.rollouts.draw import ArmDraw
 from manylora.server.access.directory import Directory, Upload
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.names.adapter_fields import AdapterFields
@@ -127,37 +128,40 @@ class AdapterResolver:
         *,
         tenant: str,
         token: str = "",
+        draw: ArmDraw | None = None,
     ) -> AdapterRef | None:
         """Return the adapter that a request names, merges or mixes; None is the base model.
 
         `token` is the caller's credential at the source, for a request without one. `parameter` is the request's field
-        that an error names. Raises as `resolve`.
+        that an error names; `draw` chooses the arm of an alias. Raises as `resolve`.
         """
         if token and not fields.token:
             fields = dataclasses.replace(fields, token=token)
         if fields.recipe is not None:
-            members = [await self._member(each, fields, tenant, "merged") for each in fields.merged_ids]
+            members = [await self._member(each, fields, tenant, "merged", draw) for each in fields.merged_ids]
             return merged_ref(members, fields.recipe)
         if fields.mixed:
-            return await self._mixed(fields, tenant)
+            return await self._mixed(fields, tenant, draw)
         try:
-            return await self.resolve(name, source=fields.source, tenant=tenant, token=fields.token)
+            return await self.resolve(name, source=fields.source, tenant=tenant, token=fields.token, draw=draw)
         except AdapterReferenceInvalid as error:
             error.parameter = parameter if error.parameter == "adapter_id" else error.parameter
             raise
 
-    async def _member(self, name: str, fields: AdapterFields, tenant: str, done: str) -> AdapterRef:
-        ref = await self.resolve(name, source=fields.source, tenant=tenant, token=fields.token)
+    async def _member(
+        self, name: str, fields: AdapterFields, tenant: str, done: str, draw: ArmDraw | None
+    ) -> AdapterRef:
+        ref = await self.resolve(name, source=fields.source, tenant=tenant, token=fields.token, draw=draw)
         if ref is None:
             raise AdapterNotFound(f"`{name}` is the base model, which cannot be {done}")
         return ref
 
-    async def _mixed(self, fields: AdapterFields, tenant: str) -> AdapterRef:
+    async def _mixed(self, fields: AdapterFields, tenant: str, draw: ArmDraw | None) -> AdapterRef:
         """Return the reference of adapters that apply together. Raises `InvalidParameter` if two names are one."""
         members: dict[AdapterRef, str] = {}
         for name, _ in fields.mixed:
             try:
-                ref = await self._member(name, fields, tenant, "one of several adapters")
+                ref = await self._member(name, fields, tenant, "one of several adapters", draw)
             except AdapterReferenceInvalid as error:
                 error.parameter = "adapters" if error.parameter == "adapter_id" else error.parameter
                 raise
@@ -171,7 +175,13 @@ class AdapterResolver:
         return mixed_ref(list(members), [weight for _, weight in fields.mixed])
 
     async def resolve(
-        self, name: str | None, *, tenant: str, source: str | None = None, token: str = ""
+        self,
+        name: str | None,
+        *,
+        tenant: str,
+        source: str | None = None,
+        token: str = "",
+        draw: ArmDraw | None = None,
     ) -> AdapterRef | None:
         """Return the adapter that a name means by the rules above; None is the base model.
 
@@ -181,8 +191,8 @@ class AdapterResolver:
         if name is None or self.is_base_name(name):
             _check_source(source)
             has_own = name is not None and source == SourceName.PBASE and self._is_own(tenant, _trimmed(name))
-            return await self._uploaded(_trimmed(name), tenant) if name is not None and has_own else None
-        return await self._resolve(name, source, tenant, token)
+            return await self._uploaded(_trimmed(name), tenant, draw) if name is not None and has_own else None
+        return await self._resolve(name, source, tenant, token, draw)
 
     def is_base_name(self, name: str) -> bool:
         return not name or _trimmed(name) in self._base_names
@@ -198,7 +208,9 @@ class AdapterResolver:
         """Return the name of the base in the config of each adapter, as `DeclaredBases.read`."""
         return await self._on_disk(lambda: [self._declared.read(ref) for ref in refs])
 
-    async def _resolve(self, name: str, source: str | None, tenant: str, token: str) -> AdapterRef:
+    async def _resolve(
+        self, name: str, source: str | None, tenant: str, token: str, draw: ArmDraw | None
+    ) -> AdapterRef:
         if self._pushed is not None and (source == SourceName.PUSHED or name.startswith(_PUSHED)):
             pushed = await self._pushed.current(tenant, _trimmed(name).removeprefix(_PUSHED))
             if pushed is None:
@@ -208,13 +220,13 @@ class AdapterResolver:
         if scheme is not None and scheme[1] == SourceName.PBASE and source in (None, SourceName.PBASE):
             name, source = name[scheme.end() :], SourceName.PBASE
         if source is None and scheme is None and "://" not in name:
-            return await self._by_rules(_trimmed(name), tenant, token)
+            return await self._by_rules(_trimmed(name), tenant, token, draw)
         if source == SourceName.PBASE and SourceName.PBASE in self._enabled:
-            return await self._uploaded(_trimmed(name), tenant)
+            return await self._uploaded(_trimmed(name), tenant, draw)
         return self._parsed(name, source, token=token)
 
-    async def _by_rules(self, name: str, tenant: str, token: str) -> AdapterRef:
-        upload = self._directory.upload(TenantId(tenant), name) if self._directory is not None else None
+    async def _by_rules(self, name: str, tenant: str, token: str, draw: ArmDraw | None) -> AdapterRef:
+        upload = self._directory.upload(TenantId(tenant), name, draw) if self._directory is not None else None
         if self._is_own(tenant, name):
             if upload is None:
                 raise _not_found(name, SourceName.PBASE)
@@ -247,10 +259,10 @@ class AdapterResolver:
                 raise
             return None
 
-    async def _uploaded(self, name: str, tenant: str) -> AdapterRef:
+    async def _uploaded(self, name: str, tenant: str, draw: ArmDraw | None = None) -> AdapterRef:
         """Return the adapter of a name with `adapter_source: pbase`: rules 3 and 5 alone."""
         if self._directory is not None:
-            if (upload := self._directory.upload(TenantId(tenant), name)) is not None:
+            if (upload := self._directory.upload(TenantId(tenant), name, draw)) is not None:
                 return self._upload_ref(upload)
             if self._is_own(tenant, name):
                 raise _not_found(name, SourceName.PBASE)

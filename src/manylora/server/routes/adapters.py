@@ -28,6 +28,7 @@ from manylora.server.http.routing import Guards, Parameter, Routes
 from manylora.server.names.adapter_fields import AdapterFields
 from manylora.server.names.adapter_resolver import name_in_path
 from manylora.server.routes.adapter_listing import Catalogue
+from manylora.server.routes.own_adapters import LOOKS, info_of, state_of, unasked
 from manylora.server.schemas.adapters import AdapterActionBody, AdapterPage
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.system.printable import printable, quoted
@@ -36,7 +37,6 @@ from manylora.tenancy import AdapterAct
 DEFAULT_PAGE, MAX_PAGE = 100, 1_000
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.01, 0.2
 DONE, BEGUN = 200, 202
-LOOKS = 64  # questions at a time; the engine answers all received questions between two steps
 
 
 _NAME = Parameter("adapter_id", "path", "The adapter's name")
@@ -136,7 +136,7 @@ class AdapterRoutes:
     async def show(self, context: HttpContext) -> None:
         self._admit(context)
         ref = await self._ref(context)
-        await context.reply(await _info(await self._shown_base(context, ref), ref))
+        await context.reply(await info_of(await self._shown_base(context, ref), ref))
 
     async def act(self, context: HttpContext) -> None:
         self._admit(context)
@@ -175,11 +175,11 @@ class AdapterRoutes:
     async def _looked_after(self, base: ModelHandle, ref: AdapterRef, *, is_delete: bool) -> AdapterInfo:
         """Return the state of an adapter after an act. A deleted one is unknown in the end."""
         try:
-            return await _info(base, ref)
+            return await info_of(base, ref)
         except AdapterNotFound:
             if not is_delete:
                 raise
-            return replace(_unasked(ref), is_deleted=True, base=base.name)
+            return replace(unasked(ref), is_deleted=True, base=base.name)
 
     async def _base(self, context: HttpContext, ref: AdapterRef) -> ModelHandle:
         """Return the base of an adapter: that of the query or of the path, or the adapter's own."""
@@ -219,7 +219,7 @@ class AdapterRoutes:
         else:
             listed = await self._resolver.listed(tenant)
             refs = list(dict.fromkeys(ref for _, ref in listed if ref.tenant == tenant))
-        return known + [_unasked(ref) for ref in refs if (ref.source, ref.tenant, ref.id) not in there]
+        return known + [unasked(ref) for ref in refs if (ref.source, ref.tenant, ref.id) not in there]
 
     async def _looked_at(self, page: Sequence[AdapterInfo]) -> list[AdapterInfo]:
         """Return the page with the engine's state of adapters that the engine did not know; leave out deleted ones."""
@@ -231,17 +231,7 @@ class AdapterRoutes:
 
     async def _look_at(self, info: AdapterInfo) -> AdapterInfo | None:
         ref = AdapterRef(SourceName(info.source), info.id, tenant=info.tenant)
-        if info != _unasked(ref):
-            return info
-        try:
-            base = self._models.bases.known(ref) or await self._models.bases.declared(ref) or self._models.default
-            return replace(await _info(base, ref), report=None)
-        except AdapterNotFound:
-            return None
-        except Unavailable:  # the engine of its base starts again
-            return info
-        except AdapterError as error:
-            return replace(info, state=AdapterState.FAILED, error=error.message)
+        return info if info != unasked(ref) else await state_of(self._models, ref)
 
     def _admit(self, context: HttpContext) -> None:
         require_operator(context, is_open=self._settings.admin_open)
@@ -307,16 +297,6 @@ async def _infos(bases: Sequence[ModelHandle]) -> list[AdapterInfo]:
         if not isinstance(infos, BaseException)
         for info in infos
     ]
-
-
-async def _info(base: ModelHandle, ref: AdapterRef) -> AdapterInfo:
-    """Return the state of an adapter in the engine of a base. Raises as `EngineClient.info`."""
-    return replace(await base.engine.info(ref), base=base.name)
-
-
-def _unasked(ref: AdapterRef) -> AdapterInfo:
-    """Return the facts of an adapter before the engine has looked at it."""
-    return AdapterInfo(id=ref.id, source=ref.source.value, state=AdapterState.ABSENT, tenant=ref.tenant)
 
 
 def _place(info: AdapterInfo) -> tuple[str, str, str]:

@@ -162,7 +162,7 @@ class FactRoutes:
             is_up={name: health.is_up for name, health in healths.items()},
             shows_private=is_operator(context, is_open=self._settings.admin_open),
             lost_log_lines=lost_lines() + sum(health.lost_log_lines for health in healths.values()),
-            labelled={} if self._batches is None else self._batches.numbers(),
+            labelled=self._labelled(),
         )
         wants_json = "application/json" in (context.header("accept") or "")
         if wants_json or context.query.get("format") == "json":
@@ -170,11 +170,18 @@ class FactRoutes:
             return
         await context.reply_bytes(self._meters.exposition(stats, now), TEXT_FORMAT)
 
+    def _labelled(self) -> dict[str, dict[tuple[str, ...], float]]:
+        """Return the values of metrics that the runner of batches and the copy of the control plane's facts have."""
+        directory = self._service.access.directory
+        batches = {} if self._batches is None else self._batches.numbers()
+        return batches | ({} if directory is None else directory.numbers())
+
     async def tokenize(self, context: HttpContext) -> None:
         body = read_body(context.arrival.body, TokenizeBody, Bounds(settings=self._settings))
         arrival, fields = context.arrival, adapter_fields(body.naming)
-        naming = Naming(name=fields.adapter_id, fields=fields, deployment=arrival.deployment)
-        with self._service.admit(arrival.caller, 0):
+        naming = Naming(name=fields.adapter_id, fields=fields, deployment=arrival.deployment, draw=arrival.draw)
+        with self._service.admit(arrival.caller, 0) as admission:
+            await self._service.access.share(admission)
             target = await self._models.target(naming, arrival.caller)
             spans = await target.model.inputs.spans(
                 body.inputs, target.adapter, arrival.caller, add_special_tokens=body.add_special_tokens

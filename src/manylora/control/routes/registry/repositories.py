@@ -1,4 +1,4 @@
-"""Routes of repositories, their aliases and their shares: `/v2/repos…`, also under `/v1`."""
+"""Routes of repositories and their shares: `/v2/repos…`, also under `/v1`."""
 
 from typing import Annotated
 
@@ -9,12 +9,10 @@ from manylora.control.control import Control
 from manylora.control.http.registry_schemas import (
     ChangedRepository,
     Json,
-    NewAlias,
     NewRepository,
     NewShares,
     repository_json,
 )
-from manylora.control.registry.aliases import remove_alias, set_alias
 from manylora.control.registry.audit import record_repository
 from manylora.control.registry.operations import remove_repository
 from manylora.control.registry.repositories import (
@@ -26,7 +24,6 @@ from manylora.control.registry.repositories import (
 )
 from manylora.control.registry.sharing import set_public, share, unshare
 from manylora.control.routes.dependencies import ActorDep, CallerDep, ControlDep, IntakeDep, requires
-from manylora.control.tenants.audit import record
 from manylora.http.scopes import LISTING
 from manylora.ids import TenantId
 from manylora.tenancy import Scope
@@ -125,34 +122,6 @@ async def change(control: ControlDep, caller: CallerDep, actor: ActorDep, repo: 
 )
 async def remove(intake: IntakeDep, caller: CallerDep, actor: ActorDep, repo: str) -> None:
     await remove_repository(intake, actor, caller.tenant, repo)
-
-
-@routes.put(
-    "/v2/repos/{repo}/aliases/{alias}", summary="Let an alias mean a version", dependencies=requires(Scope.MANAGE)
-)
-async def put_alias(
-    control: ControlDep, caller: CallerDep, actor: ActorDep, repo: str, alias: str, body: NewAlias
-) -> Json:
-    async with control.database.write() as connection:
-        old = await own_for_change(connection, caller.tenant, repo)
-        await set_alias(connection, caller.tenant, repo, alias, body.version, base_names(control.config))
-        name, before = f"{old.name}/{alias}", old.aliases.get(alias)
-        await record(connection, actor, "set", "alias", name, tenant=old.owner, before=before, after=body.version)
-    return await _shown(control, caller.tenant, repo)
-
-
-@routes.delete(
-    "/v2/repos/{repo}/aliases/{alias}",
-    summary="Remove an alias",
-    status_code=204,
-    dependencies=requires(Scope.MANAGE),
-)
-async def delete_alias(control: ControlDep, caller: CallerDep, actor: ActorDep, repo: str, alias: str) -> None:
-    async with control.database.write() as connection:
-        old = await own_for_change(connection, caller.tenant, repo)
-        await remove_alias(connection, caller.tenant, repo, alias)
-        name = f"{old.name}/{alias}"
-        await record(connection, actor, "delete", "alias", name, tenant=old.owner, before=old.aliases[alias])
 
 
 @routes.post(

@@ -7,7 +7,6 @@ from typing import Any
 from manylora.errors import InvalidParameter
 from manylora.server.http.routing import Parameter
 from manylora.server.routes.openai.pages import page_of
-from manylora.server.routes.openai.response_output import text_part
 from manylora.server.storage.responses import KeptResponse
 
 Json = dict[str, Any]  # JSON values of several types
@@ -30,6 +29,10 @@ def item_page(items: list[Json], query: dict[str, str]) -> dict[str, object]:
     return page_of(
         items, query, lambda item: item, id_of=lambda item: str(item["id"]), default=DEFAULT_ITEMS, most=MOST_ITEMS
     )
+
+
+def text_part(text: str) -> Json:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
 def new_items(messages: Iterable[Mapping[str, Any]]) -> tuple[Json, ...]:

@@ -1,21 +1,22 @@
 """Ends of responses with `background`: their cost, their conversations, and the bounds that refuse them."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from manylora.errors import ControlUnavailable, StorageLimitExceeded
-from manylora.server.routes.openai import background
+from manylora.server.routes.openai.responses import background, routes
 from manylora.server.storage.control_store import ControlStore
 from manylora.server.storage.responses import TenantResponses
 from manylora.stored.conversations import MOST_BYTES
 from tests.server.batches.batch_house import BatchHouse, soon, when
-from tests.server.batches.test_background import in_house, until
 from tests.server.batches.test_conversations import ROOT, make, texts
 from tests.server.batches.test_responses import respond, text_of
 from tests.server.batches.test_two_edges import answer_held, in_edges
+from tests.server.responses.test_background import in_house, until
 
 
 def test_a_lost_answer_of_the_conversation_generates_and_adds_once(
@@ -72,13 +73,66 @@ def test_who_cancels_or_deletes_pays_as_one_who_leaves(
     in_edges(tmp_path, scenario)
 
 
-def test_a_response_that_cannot_be_kept_fails_with_the_reason(tmp_path: Path) -> None:
+SCORED = {"include": ["message.output_text.logprobs"], "top_logprobs": 5}
+
+
+def test_a_response_whose_end_may_not_fit_is_refused_before_it_runs(tmp_path: Path) -> None:
     async def scenario(house: BatchHouse) -> None:
-        large = {"include": ["message.output_text.logprobs"], "top_logprobs": 5}
-        queued = await respond(house, "SAY:" + "x" * 100, background=True, **large)
-        failed = await until(house, queued["id"], "failed")
-        assert "storage.tenant_response_bytes" in failed["error"]["message"]
-        assert len(house.engine.submitted) == 1
+        for more in ({}, {"max_output_tokens": 20, **SCORED}, {"max_output_tokens": 100, "stream": True}):
+            reply = await house.client.post("/v1/responses", json={"input": "SAY:x", "background": True, **more})
+            assert (reply.status_code, reply.json()["error"]["code"]) == (403, "storage_limit_exceeded")
+            assert "`max_output_tokens`" in reply.json()["error"]["message"]
+        assert house.engine.submitted == []
+        assert await house.shipped() == []
+        queued = await respond(house, "SAY:hello", background=True, max_output_tokens=8)
+        assert text_of(await until(house, queued["id"], "completed")) == "hello"
+
+    in_house(tmp_path, scenario, storage={"tenant_response_bytes": 4000})
+
+
+def test_responses_under_way_hold_room_for_their_ends(tmp_path: Path) -> None:
+    async def scenario(house: BatchHouse) -> None:
+        body = {"input": "WAIT", "background": True, "max_output_tokens": 50}
+        replies = [await house.client.post("/v1/responses", json=body) for _ in range(3)]
+        assert [reply.status_code for reply in replies] == [200, 200, 429], "room comes as they end"
+        refused = replies[2]
+        assert (refused.json()["error"]["code"], refused.headers["retry-after"]) == ("rate_limit_exceeded", "5")
+        for name in ("tenant_response_bytes", "`max_output_tokens`", "`background`"):
+            assert name in refused.text
+        await house.runs(2)
+        answer_held(house)
+        for reply in replies[:2]:
+            await until(house, reply.json()["id"], "completed")
+        assert (await house.client.post("/v1/responses", json=body)).status_code == 200, "an end takes its bytes alone"
+
+    in_house(tmp_path, scenario, storage={"tenant_response_bytes": 5500})
+
+
+def test_a_number_of_responses_under_way_is_lifted_by_their_ends(tmp_path: Path) -> None:
+    async def scenario(house: BatchHouse) -> None:
+        body = {"input": "WAIT", "background": True, "max_output_tokens": 50}
+        first, second = [await house.client.post("/v1/responses", json=body) for _ in range(2)]
+        assert (first.status_code, second.status_code) == (200, 429)
+        assert "storage.tenant_responses" in second.text
+        await house.runs()
+        answer_held(house)
+        await until(house, first.json()["id"], "completed")
+        assert (await house.client.post("/v1/responses", json=body)).status_code == 200
+
+    in_house(tmp_path, scenario, storage={"tenant_responses": 1})
+
+
+def test_an_end_larger_than_its_room_is_kept_since_it_is_paid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "growth_of", lambda body, budget: 0)
+
+    async def scenario(house: BatchHouse) -> None:
+        await respond(house, "WAIT", background=True)
+        large = await respond(house, "SAY:" + "x" * 100, background=True, **SCORED)
+        ended = await until(house, large["id"], "completed")
+        assert text_of(ended) == "x" * 100
+        assert len(json.dumps(ended)) > 4000
+        refused = await house.client.post("/v1/responses", json={"input": "x", "background": True})
+        assert refused.status_code == 200, "the ended one makes room"
 
     in_house(tmp_path, scenario, storage={"tenant_response_bytes": 4000})
 

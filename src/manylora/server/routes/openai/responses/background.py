@@ -2,13 +2,15 @@
 
 The server that runs a response notes every few seconds that it still does. One that is killed notes nothing more, and
 the response counts as failed then. Every change names the bytes that it replaces, so that a response that was cancelled
-at another server is not completed here.
+at another server is not completed here. With each note it keeps the events of a stream so far, which another server
+shows from there.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,6 +30,8 @@ from manylora.errors import (
 )
 from manylora.ids import TenantId
 from manylora.server.http.context import RequestState
+from manylora.server.routes.openai.responses.events import EventLog
+from manylora.server.routes.openai.responses.followers import BUSY_WAIT_S, Followers
 from manylora.server.storage.responses import KeptResponse, TenantResponses
 
 log = logging.getLogger(__name__)
@@ -43,8 +47,6 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 """Seconds between two of those attempts."""
 STOP_S = 5.0
 """Seconds for which a server that ends waits for the control plane; then the responses count as lost."""
-BUSY_WAIT_S = 5.0
-"""Seconds after which a caller beyond a bound on background responses asks again."""
 REFUSED_UNCOMPUTED = (Overloaded, QueueTimeout)
 """Refusals of the engine before a request's first step."""
 _INTERNAL = EngineFault("internal error")
@@ -55,9 +57,13 @@ class BackgroundWork(Protocol):
     """A response that runs without a waiting caller.
 
     is_begun  whether the engine has taken the request in the last attempt
+    growth    bytes by which the kept response may grow until its end
+    log       the events of its stream; None: it has none
     """
 
     is_begun: bool
+    growth: int
+    log: EventLog | None
 
     @property
     def arrival(self) -> RequestState:
@@ -90,6 +96,7 @@ class BackgroundResponses:
         self._settings = settings
         self._clock = clock
         self._held: dict[_Key, _UnderWay] = {}
+        self.followers = Followers(self.shown, most_of_tenant=settings.tenant_response_followers)
 
     async def begin(self, tenant: TenantId, queued: KeptResponse, work: BackgroundWork) -> None:
         """Keep a queued response, which is at the control plane at the return, and run it.
@@ -100,7 +107,8 @@ class BackgroundResponses:
         key = (tenant, queued.id)
         held = self._held[key] = _UnderWay(work)
         try:
-            await self._kept.put(tenant, msgspec.structs.replace(queued, beat_ms=self._now_ms()))
+            beginning = _with_events(msgspec.structs.replace(queued, beat_ms=self._now_ms()), work.log)
+            await self._kept.put(tenant, beginning, growth=work.growth)
         except BaseException:
             del self._held[key]
             raise
@@ -154,6 +162,19 @@ class BackgroundResponses:
 
         return await self._kept.replace(tenant, response_id, failed)
 
+    @asynccontextmanager
+    async def log_of(self, tenant: TenantId, response_id: str) -> AsyncIterator[EventLog]:
+        """Give the events of a response: of a run here as they come, of another server's with its notes.
+
+        Raises as `shown`, and `InvalidParameter` for a response without a stream.
+        """
+        held = self._held.get((tenant, response_id))
+        if held is not None and held.work.log is not None:
+            yield held.work.log
+            return
+        async with self.followers.log_of(tenant, response_id) as events:
+            yield events
+
     async def stop(self) -> None:
         """End all runs; their responses have failed."""
         for task in (tasks := [held.task for held in self._held.values() if held.task is not None]):
@@ -163,22 +184,25 @@ class BackgroundResponses:
 
     async def _run(self, key: _Key, work: BackgroundWork) -> None:
         """Run a response, keep its end, and let its conversation go on; one that was cancelled meanwhile does not."""
-        beating = asyncio.create_task(self._beat(key))
+        beating = asyncio.create_task(self._beat(key, work))
         try:
             await self._change(key, lambda found: _with(found, status="in_progress"))
             done = await self._tried(work)
             beating.cancel()  # a note after the end would take it for a cancellation
             kept = await self._change(key, lambda _: done)
             if kept is not None and kept.reply == done.reply:
+                _show(work.log, kept)
                 await self._gone_on(key, work)
         except asyncio.CancelledError:
-            await self._fail(key, "the server has ended the response")
+            await self._fail(key, work, "the server has ended the response")
         except Exception as error:  # no code awaits this task; the response has its failure
             if not isinstance(error, ManyloraError):
                 log.exception("response.background_failed id=%s", key[1])
-            await self._fail(key, error.message if isinstance(error, ManyloraError) else _INTERNAL.message)
+            await self._fail(key, work, error.message if isinstance(error, ManyloraError) else _INTERNAL.message)
         finally:
             beating.cancel()
+            if work.log is not None:
+                work.log.end()
 
     async def _tried(self, work: BackgroundWork) -> KeptResponse:
         """Run a response; run it again while a limit or the full server refuses it, which has cost nothing."""
@@ -210,20 +234,20 @@ class BackgroundResponses:
         with contextlib.suppress(ManyloraError):
             await self._kept.replace(*key, lambda found: _with(found, conversation=None))
 
-    async def _fail(self, key: _Key, message: str) -> None:
+    async def _fail(self, key: _Key, work: BackgroundWork, message: str) -> None:
         try:
-            await self._change(key, lambda found: self._ended(found, "failed", message))
+            kept = await self._change(key, lambda found: self._ended(_with_events(found, work.log), "failed", message))
+            if kept is not None:
+                _show(work.log, kept)
         except ManyloraError as error:
             log.error("response.end_not_kept id=%s error=%s", key[1], error.message)
 
-    async def _beat(self, key: _Key) -> None:
+    async def _beat(self, key: _Key, work: BackgroundWork) -> None:
         """Note that the response still runs, and end its run once it was cancelled or deleted elsewhere."""
         while True:
             await asyncio.sleep(BEAT_S)
             try:
-                found = await self._change(
-                    key, lambda now: msgspec.structs.replace(now, beat_ms=self._now_ms()) if now.is_running else now
-                )
+                found = await self._change(key, lambda now: self._noted(now, work))
             except Exception:  # the next note may succeed; without notes the response counts as lost
                 log.exception("response.note_failed id=%s", key[1])
                 continue
@@ -249,12 +273,19 @@ class BackgroundResponses:
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
+    def _noted(self, found: KeptResponse, work: BackgroundWork) -> KeptResponse:
+        return _with_events(msgspec.structs.replace(found, beat_ms=self._now_ms()), work.log)
+
     def _ended(self, found: KeptResponse, status: str, message: str = "") -> KeptResponse:
         """Return a response at its end without a text; one that has ended already stays as it is."""
         if not found.is_running:
             return found
         error = {"code": "server_error", "message": message} if message else None
-        return _with(found, status=status, error=error)
+        ended = _with(found, status=status, error=error)
+        if not found.events or status != "failed":
+            return ended
+        last = [("response.failed", {"response": ended.reply})]
+        return msgspec.structs.replace(ended, events=EventLog(found.events).packed(last))
 
     def _is_lost(self, found: KeptResponse) -> bool:
         return found.is_running and self._now_ms() - found.beat_ms > LOST_MS
@@ -272,6 +303,17 @@ def status_of(response: KeptResponse) -> tuple[str, bool]:
 def _passes(error: ManyloraError) -> bool:
     """Return whether a repetition may succeed: of what another server has changed meanwhile, too."""
     return error.retry_after_s is not None or isinstance(error, NameTaken)
+
+
+def _with_events(response: KeptResponse, log: EventLog | None) -> KeptResponse:
+    return response if log is None else msgspec.structs.replace(response, events=log.packed())
+
+
+def _show(log: EventLog | None, ended: KeptResponse) -> None:
+    """Let those who follow a response here see its end as it is kept; one that was cancelled elsewhere has none."""
+    if log is not None and EventLog(ended.events).ending is not None:
+        log.take(ended.events)
+        log.end()
 
 
 def _with(response: KeptResponse, **fields: object) -> KeptResponse:

@@ -6,11 +6,14 @@ from typing import Any
 
 from manylora.server.generation.service import Completion
 from manylora.server.http.context import HttpContext
-from manylora.server.routes.openai.response_output import ResponseOutput
+from manylora.server.routes.openai.responses.output import ResponseOutput
 from manylora.server.schemas.openai.responses import ResponseBody
 
 Json = dict[str, Any]  # JSON values of several types
 Message = Mapping[str, Any]
+TEXT_BYTES, EVENT_BYTES, LOGPROB_BYTES = 32, 32, 160
+"""Bytes of a kept token: of its text, which the reply and the conversation have; of its event, compressed; and of its
+log-probability, or of an alternative to it. Most tokens have fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,5 +89,19 @@ class ShownResponse:
         }
 
 
+def growth_of(body: ResponseBody, budget: int) -> int:
+    """Return the bytes by which a kept response grows with `budget` tokens, as far as can be known before."""
+    scored = LOGPROB_BYTES * (1 + (body.top_logprobs or 0)) if body.has_logprobs else 0
+    return budget * (TEXT_BYTES + scored + (EVENT_BYTES + scored if body.stream else 0))
+
+
 def format_of(body: ResponseBody) -> Json | None:
     return None if body.text is None else body.text.format
+
+
+def chat_format(body: ResponseBody) -> Json | None:
+    """Return the chat route's `response_format` for `text.format`, which has the schema's fields at its top."""
+    given = format_of(body)
+    if given is None or given.get("type") != "json_schema":
+        return given
+    return {"type": "json_schema", "json_schema": {name: value for name, value in given.items() if name != "type"}}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from manylora.server.routes.openai.calls import CallWriter
+from manylora.server.routes.openai.input_items import text_part
 
 Json = dict[str, Any]  # JSON values of several types
 Event = tuple[str, Json]
@@ -112,10 +113,6 @@ class ResponseOutput:
 
     def _text_place(self) -> Json:
         return {**self._place(), "content_index": 0}
-
-
-def text_part(text: str) -> Json:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
 def call_of(item: Json) -> Json:

@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,16 +20,17 @@ from manylora.server.generation.order import ChatPrompt, Order
 from manylora.server.generation.reply_headers import head_of, whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.generation.text import TextToken
-from manylora.server.http.context import KEEP_ALIVE, HttpContext, RequestState, event_bytes
+from manylora.server.http.context import KEEP_ALIVE, HttpContext, RequestState
 from manylora.server.http.routing import Guards, Handler, Parameter, Routes
-from manylora.server.routes.openai.background import BackgroundResponses, status_of
 from manylora.server.routes.openai.calls import call_writer
 from manylora.server.routes.openai.choices import chat_entries, finish_reason
 from manylora.server.routes.openai.input_items import MOST_ITEMS, ORDER, input_page, new_items
 from manylora.server.routes.openai.orders import read_chat
 from manylora.server.routes.openai.pages import page_parameters
-from manylora.server.routes.openai.response_form import Message, ResponseWish, ShownResponse, format_of
-from manylora.server.routes.openai.response_output import Event, ResponseOutput
+from manylora.server.routes.openai.responses.background import LONGEST_QUEUE_S, BackgroundResponses, status_of
+from manylora.server.routes.openai.responses.events import FOLLOWING, EventLog, Numbered, followed_after
+from manylora.server.routes.openai.responses.form import Message, ResponseWish, ShownResponse, chat_format, growth_of
+from manylora.server.routes.openai.responses.output import Event, ResponseOutput
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.openai.response_input import messages_of
 from manylora.server.schemas.openai.response_replies import InputItemPage, ResponseEvent, ResponseReply
@@ -58,9 +59,10 @@ def response_routers(routes: "ResponseRoutes", guards: Guards, clock: Clock) -> 
     plain.add(
         "GET /v1/responses/{response_id}",
         routes.show,
-        "A response that is kept",
+        "A response that is kept, or the events of its stream",
         replies={200: ResponseReply},
-        parameters=[_ID],
+        parameters=[_ID, *FOLLOWING],
+        events=ResponseEvent,
     )
     plain.add(
         "GET /v1/responses/{response_id}/input_items",
@@ -158,17 +160,41 @@ class ResponseRoutes:
             raise InvalidParameter("`background` is not for lines of a batch", parameter="background")
         shown = ShownResponse(asked, order.adapter_name or "", int(context.clock.wall_s()))
         queued = shown.reply("queued")
+        window = max(model.served.max_model_len for model in self._service.models.handles)
+        budget = window if order.max_new_tokens is None else min(order.max_new_tokens, window)
+        log = EventLog() if order.is_stream else None
+        if log is not None:
+            log.add([(f"response.{kind}", {"response": queued}) for kind in ("created", "queued")])
 
-        work = _DetachedRun(self, context.detached(), asked, order, shown)
+        work = _DetachedRun(self, context.detached(), asked, order, shown, growth_of(asked.body, budget), log)
         said = {"role": "assistant", "content": ""}
-        await self._background.begin(context.arrival.tenant, self._kept_form(context, asked, queued, said), work)
-        await context.reply(queued)
+        tenant, kept = context.arrival.tenant, self._kept_form(context, asked, queued, said)
+        if log is None:
+            await self._background.begin(tenant, kept, work)
+            await context.reply(queued)
+            return
+        with self._background.followers.place(tenant):
+            await self._background.begin(tenant, kept, work)
+            await self._follow(context, asked.id, -1)
+
+    async def _follow(self, context: HttpContext, response_id: str, after: int) -> None:
+        """Reply with the events of a response, which goes on if the caller leaves."""
+        async with self._background.log_of(context.arrival.tenant, response_id) as log:  # a refusal has its status
+            await context.begin_stream({})
+            async for events in log.followed(after, self._settings.keepalive_s):
+                await context.send_event(events)
+        await context.end_stream()
 
     async def cancel(self, context: HttpContext) -> None:
         found = await self._background.cancel(context.arrival.tenant, context.path_parameters["response_id"])
         await context.reply_bytes(bytes(found.reply), "application/json")
 
     async def show(self, context: HttpContext) -> None:
+        after = followed_after(context.query)
+        if after is not None and context.method != "HEAD":
+            with self._background.followers.place(context.arrival.tenant):
+                await self._follow(context, context.path_parameters["response_id"], after)
+            return
         found = await self._background.shown(context.arrival.tenant, context.path_parameters["response_id"])
         await context.reply_bytes(bytes(found.reply), "application/json")
 
@@ -215,7 +241,7 @@ class ResponseRoutes:
             "temperature": body.temperature,
             "top_p": body.top_p,
             "max_completion_tokens": body.max_output_tokens,
-            "response_format": _response_format(body),
+            "response_format": chat_format(body),
             "tools": [chat_tool(tool) for tool in body.tools] or None,
             "tool_choice": chat_choice(body.tool_choice),
             "parallel_tool_calls": body.parallel_tool_calls if body.tools else None,
@@ -259,22 +285,18 @@ class ResponseRoutes:
         await completion.outputs.wait_for_head(self._settings.stream_head_wait_s)
         await context.begin_stream(head_of(completion))
         output, shown = ResponseOutput(call_writer(completion)), ShownResponse.of(context, asked, completion)
-        events, status = _Numbered(), "completed"
+        events = Numbered()
         opening = [
             (f"response.{kind}", {"response": shown.reply("in_progress")}) for kind in ("created", "in_progress")
         ]
         await context.send_event(events.of([*opening, *output.begin()]))
+
+        async def tell(told: list[Event] | None) -> None:
+            if data := KEEP_ALIVE if told is None else events.of(told):
+                await context.send_event(data)
+
         try:
-            async for piece in completion.outputs.pieces(self._settings.keepalive_s):
-                if piece is None:
-                    await context.send_event(KEEP_ALIVE)
-                    continue
-                is_last, logprobs = piece.end is not None, _logprobs(asked, piece.tokens)
-                if data := events.of(output.push(piece.text, is_last=is_last, logprobs=logprobs)):
-                    await context.send_event(data)
-                if piece.end is not None:
-                    status = _status(piece.end, is_cut=piece.is_cut)
-            await completion.settle()
+            status = await self._read(asked, completion, output, tell)
             closing = output.end(status)
             reply = shown.ended(completion, output, status)
             if not await self._has_gone_on(context, asked, output):
@@ -286,6 +308,26 @@ class ResponseRoutes:
             await context.send_event(events.of([("response.failed", {"response": failed})]))
             raise
         await context.end_stream(events.of([*closing, (f"response.{status}", {"response": reply})]))
+
+    async def _read(
+        self,
+        asked: ResponseWish,
+        completion: Completion,
+        output: ResponseOutput,
+        tell: Callable[[list[Event] | None], Awaitable[None]],
+    ) -> str:
+        """Tell the events of the text as it comes, and None where none comes for long; return the status at its end."""
+        status = "completed"
+        async for piece in completion.outputs.pieces(self._settings.keepalive_s):
+            if piece is None:
+                await tell(None)
+                continue
+            is_last, logprobs = piece.end is not None, _logprobs(asked, piece.tokens)
+            await tell(output.push(piece.text, is_last=is_last, logprobs=logprobs))
+            if piece.end is not None:
+                status = _status(piece.end, is_cut=piece.is_cut)
+        await completion.settle()
+        return status
 
     async def _has_gone_on(self, context: HttpContext, asked: ResponseWish, output: ResponseOutput) -> bool:
         """Add the items of the input and the output to the conversation; a failure takes no paid reply away."""
@@ -329,6 +371,8 @@ class _DetachedRun:
     asked: ResponseWish
     order: Order
     shown: ShownResponse
+    growth: int
+    log: EventLog | None
     is_begun: bool = False
     items: tuple[Json, ...] = ()
 
@@ -341,14 +385,33 @@ class _DetachedRun:
 
         async def finish(completion: Completion) -> None:
             self.is_begun = True
-            reply, output = await self.routes._finished(self.context, self.asked, completion)
-            reply["created_at"] = self.shown.created_s
-            self.items = items_after(self.asked, output)
-            done.append(self.routes._kept_form(self.context, self.asked, reply, output.message()))
+            done.append(await self._finished(completion))
 
         self.arrival.arrived_s = self.context.clock.monotonic_s()
         await self.routes._service.run(self.order, self.context, finish)
         return msgspec.structs.replace(done[-1], beat_ms=1)
+
+    async def _finished(self, completion: Completion) -> KeptResponse:
+        if self.log is None:
+            reply, output = await self.routes._finished(self.context, self.asked, completion)
+            reply["created_at"] = self.shown.created_s
+            return self._kept(reply, output)
+        await completion.outputs.wait_for_head(LONGEST_QUEUE_S)
+        output, shown = ResponseOutput(call_writer(completion)), replace(self.shown, model=completion.model_name)
+        self.log.add([("response.in_progress", {"response": shown.reply("in_progress")}), *output.begin()])
+        status = await self.routes._read(self.asked, completion, output, self._tell)
+        closing, reply = output.end(status), shown.ended(completion, output, status)
+        kept = self._kept(reply, output)
+        events = self.log.packed([*closing, (f"response.{status}", {"response": kept.reply})])
+        return msgspec.structs.replace(kept, events=events)
+
+    async def _tell(self, events: list[Event] | None) -> None:
+        if events and self.log is not None:
+            self.log.add(events)
+
+    def _kept(self, reply: Json, output: ResponseOutput) -> KeptResponse:
+        self.items = items_after(self.asked, output)
+        return self.routes._kept_form(self.context, self.asked, reply, output.message())
 
     async def go_on(self) -> None:
         await self.routes._go_on(self.arrival.tenant, self.asked, self.items)
@@ -359,34 +422,12 @@ def items_after(asked: ResponseWish, output: ResponseOutput) -> tuple[Json, ...]
     return (*new_items(asked.body.input), *output.plain_items())
 
 
-class _Numbered:
-    """The events of one stream on the wire, numbered from 0."""
-
-    def __init__(self) -> None:
-        self._number = 0
-
-    def of(self, events: Sequence[Event]) -> bytes:
-        data = b""
-        for kind, fields in events:
-            data += f"event: {kind}\n".encode() + event_bytes({"type": kind, **fields, "sequence_number": self._number})
-            self._number += 1
-        return data
-
-
 def _status(end: Finished, *, is_cut: bool) -> str:
     return "incomplete" if finish_reason(end, is_cut=is_cut) == "length" else "completed"
 
 
 def _logprobs(asked: ResponseWish, tokens: Sequence[TextToken]) -> list[Json]:
     return chat_entries(tokens) if asked.body.has_logprobs else []
-
-
-def _response_format(body: ResponseBody) -> Json | None:
-    """Return the chat route's `response_format` for `text.format`, which has the schema's fields at its top."""
-    given = format_of(body)
-    if given is None or given.get("type") != "json_schema":
-        return given
-    return {"type": "json_schema", "json_schema": {name: value for name, value in given.items() if name != "type"}}
 
 
 def _renamed(error: RequestRejected) -> RequestRejected:

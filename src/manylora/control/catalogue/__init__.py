@@ -1,0 +1,1 @@
+"""The catalogue: tenants, limits, repositories, aliases, deployments and prices as one declared state."""

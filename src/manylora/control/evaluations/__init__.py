@@ -1,0 +1,1 @@
+"""Evaluations: the questions of a repository, and the runs that decide on the promotion of a version."""

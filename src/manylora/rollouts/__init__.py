@@ -1,0 +1,1 @@
+"""Rollouts: aliases that divide their requests between versions, and the draw of one version for each request."""
