@@ -6,6 +6,7 @@ from manylora.errors import RouteNotBuilt, RouteNotFound
 from manylora.http.callers import Caller
 from manylora.http.loopback import CALLER_HEADER
 from manylora.http.paths import PATHS, Component
+from manylora.http.segments import has_dot_segment
 from manylora.ids import KeyId, TenantId
 from manylora.server.http.context import App, Receive, RequestState, Scope, Send
 from manylora.system.printable import printable
@@ -38,7 +39,7 @@ class ControlMiddleware:
             await self._app(scope, receive, send)
 
     async def _pass_on(self, control: App, scope: Scope, receive: Receive, send: Send) -> None:
-        if not {".", ".."}.isdisjoint(scope["path"].split("/")):
+        if has_dot_segment(scope["path"]):
             raise RouteNotFound(f"no route {scope['method']} {printable(scope['path'])}")
         state: RequestState = scope["manylora"]
         kept = [(name, value) for name, value in scope["headers"] if name.lower() != b"x-request-id"]

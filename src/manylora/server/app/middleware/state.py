@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 from manylora import __version__
 from manylora.clock import Clock
 from manylora.http.loopback import VERSION_HEADER
 from manylora.ids import mint_request_id
+from manylora.rollouts.draw import ArmDraw
 from manylora.server.http.context import SEND, App, Receive, RequestState, Scope, Send, header_of, is_visible_ascii
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
@@ -45,7 +47,8 @@ def with_state(scope: Scope, send: Send, clock: Clock) -> Scope:
     ]
     if trace_id is not None:
         headers.append((b"x-b3-traceid", trace_id.encode("ascii")))
-    state = RequestState(request_id=request_id, arrived_s=clock.monotonic_s(), headers=headers)
+    draw = ArmDraw(partial(header_of, scope))
+    state = RequestState(request_id=request_id, arrived_s=clock.monotonic_s(), headers=headers, draw=draw)
     return {**scope, "manylora": state, SEND: _outward(state, send)}
 
 

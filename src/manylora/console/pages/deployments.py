@@ -1,0 +1,16 @@
+"""Deployments: the shared one of each base and the tenant's own, with the state of each replica."""
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from manylora.console.page import OwnPage
+from manylora.console.visitors import ROOT
+
+router = APIRouter(prefix=f"{ROOT}/deployments")
+
+
+@router.get("")
+async def deployments(page: OwnPage) -> Response:
+    found = (await page.api.get("/v2/deployments"))["data"]
+    own = [each for each in found if "replicas" in each]
+    return page.render("deployments.html", own=own, shared=[each for each in found if "replicas" not in each])

@@ -1,0 +1,30 @@
+"""The playground: one prompt to two models side by side, streamed, with the facts and the price of each request."""
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from manylora.console.api import NOT_FOUND
+from manylora.console.page import OwnPage
+from manylora.console.pages.adapters import PassedOn
+from manylora.console.visitors import ROOT
+
+NO_MODELS = "This control plane runs no model. Open the console of one of its servers: their starts print its address."
+
+router = APIRouter(prefix=f"{ROOT}/playground")
+
+
+@router.get("")
+async def playground(page: OwnPage) -> Response:
+    """Show the form. The models are those that the visitor's session may use."""
+    listed = await page.api.ask("GET", "/v1/models", query={"limit": 500})
+    models = listed.json.get("data", []) if listed.is_ok else []
+    prices = {each["base"]: each for each in (await page.api.get("/v1/prices"))["prices"] if each["is_in_force"]}
+    error = "" if models else NO_MODELS if listed.status == NOT_FOUND else listed.error
+    return page.render("playground.html", models=models, prices=prices, error=error)
+
+
+@router.post("/ask")
+async def ask(page: OwnPage) -> Response:
+    """Pass a chat request on, with the visitor's session as its key; the reply streams as the API sends it."""
+    page.require_own()
+    return PassedOn(page.api, "POST", "/v1/chat/completions")
