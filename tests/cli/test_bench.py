@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import long
 from tests.forks import forks
 from tests.models.tiny_tokenizers import save_sentencepiece
 from tests.support.tiny import make_base
@@ -18,17 +18,16 @@ def base(tmp_path: Path) -> Path:
     return save_sentencepiece(tmp_path / "base")
 
 
-def bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "manylora", "bench", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def bench(folder: Path, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    return forks().run(["bench", *map(str, arguments)], folder=folder)
 
 
-@pytest.mark.parametrize("workloads", [("single",), pytest.param(("single", "triage"), marks=pytest.mark.long)])
+@pytest.mark.parametrize("workloads", long((("single",),), (("single", "triage"),)))
 def test_loads_are_measured_on_the_base_and_on_adapters(base: Path, tmp_path: Path, workloads: tuple[str, ...]) -> None:
     result = tmp_path / "result.json"
     named = [word for workload in workloads for word in ("--workload", workload)]
     more = ("--adapters", "4", "--seconds", "1", "--json", str(result))
-    done = bench("--base", base, "--set", "model.kernels=native", *named, *more)
+    done = bench(tmp_path, "--base", base, "--set", "model.kernels=native", *named, *more)
     assert done.returncode == 0, done.stderr
     for workload in workloads:
         assert f"{workload}, base" in done.stdout
@@ -46,7 +45,9 @@ def test_loads_are_measured_on_the_base_and_on_adapters(base: Path, tmp_path: Pa
 @pytest.mark.long  # the steps of six shapes
 def test_a_profile_accounts_for_the_whole_step(base: Path, tmp_path: Path) -> None:
     result = tmp_path / "result.json"
-    done = bench("--base", base, "--profile", "--adapters", "4", "--set", "model.kernels=native", "--json", result)
+    done = bench(
+        tmp_path, "--base", base, "--profile", "--adapters", "4", "--set", "model.kernels=native", "--json", result
+    )
     assert done.returncode == 0, done.stderr
     steps = {step["name"]: step for step in json.loads(result.read_text(encoding="utf-8"))["results"]}
     assert [*steps] == ["1 row", "8 rows", "32 rows", "32 rows, sampled", "32 rows, 4 adapters", "prompt of 256"]
@@ -68,7 +69,7 @@ def test_a_profile_accounts_for_the_whole_step(base: Path, tmp_path: Path) -> No
 def test_what_cannot_be_measured_is_refused(
     base: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    done = forks().run(["bench", "--base", str(base), "--adapters", "0", *arguments], folder=tmp_path)
+    done = bench(tmp_path, "--base", base, "--adapters", "0", *arguments)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr

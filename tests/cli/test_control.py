@@ -27,8 +27,10 @@ def account(url: str, key: str) -> int:
 
 
 def test_it_prints_the_operators_key_at_its_first_start_only_and_leaves_on_a_signal(tmp_path: Path) -> None:
-    with running_control(tmp_path / "kept") as first:
+    with running_control(tmp_path / "kept", makes_tables=True) as first:
         assert account(first.url, first.admin_key) == 200
+        assert f"its console is {first.url}/console;" in first.printed.read_text(encoding="utf-8")
+        assert httpx2.get(f"{first.url}/console/sign-in").status_code == 200
         edge = {"authorization": f"Bearer {EDGE_TOKEN}"}
         assert httpx2.get(f"{first.url}/internal/snapshot?since=-1", headers=edge).json()["is_whole"]
         assert first.stop() == 0

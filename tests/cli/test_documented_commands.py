@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import typer
 
 from manylora.cli import app
 from manylora.config.renames import current_words
 from tests.cli.printed_outputs import PAGE, with_outputs
+from tests.cli.remote.verbs import command_of
 from tests.support.paths import ROOT
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("README.md")))
@@ -54,7 +54,7 @@ def parse(command: Any, name: str, words: list[str], parent: Any = None, *, is_w
 def test_a_printed_command_is_one(page: str, line: str, is_whole: bool) -> None:
     words = shlex.split(line, comments=True)[1:]
     shown = [word for word in current_words(words) if word not in ("…", "...")]
-    parse(typer.main.get_command(app), "manylora", shown, is_whole=is_whole)
+    parse(command_of(app), "manylora", shown, is_whole=is_whole)
 
 
 def test_a_printed_output_is_what_the_command_prints() -> None:

@@ -155,6 +155,28 @@ def test_bases_that_no_memory_holds_together_are_refused_as_by_serve(tmp_path: P
     assert not list(tmp_path.iterdir())  # nothing was fetched
 
 
+@pytest.mark.parametrize(
+    ("memory", "words"),
+    [
+        (80, ("--base", "llama-2-70b")),
+        (80, ("--base", "mixtral-8x7b-instruct", "--quantize", "int8", "--set", f"engine.kv_bytes={60 * GIB}")),
+        (8, ("--base", "llama-2-7b", "--tensor-parallel", "2")),
+        (24, ("--base", "llama-2-7b", "--set", f"engine.kv_bytes={20 * GIB}")),
+        (24, ("--base", "llama-2-7b", "--set", f"adapters.bank_bytes={12 * GIB}")),
+    ],
+)
+def test_serve_refuses_what_does_not_fit_in_the_words_of_the_plan(
+    memory: int, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    all_words = (*words, "--set", f"engine.memory_bytes={memory * GIB}")
+    found = fields(*all_words)
+    assert (found["fits"], found["exit_code"]) == (False, 1)
+    refused = CliRunner().invoke(app, ["serve", *all_words, "--port", "0"])
+    assert isinstance(refused.exception, MemoryPlanImpossible)
+    assert refused.exception.message == f"{words[1]}: {found['why_not']}. `manylora plan` shows what fits"
+    assert not list(tmp_path.iterdir())  # nothing was fetched
+
+
 def test_each_base_of_the_settings_has_its_own_settings(tmp_path: Path) -> None:
     lines = 'max_model_len_of = ["zephyr-7b-beta=512", "LLAMA-2-7B=1024"]\nquantize_of = ["zephyr-7b-beta=int8"]'
     words = ("--config", bases_file(tmp_path, "zephyr-7b-beta", lines=lines), "--device-memory", "40GiB")

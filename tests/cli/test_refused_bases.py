@@ -13,6 +13,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from manylora.system.resources import has_cuda_device
+from tests.conftest import thinned
 from tests.forks import forks
 from tests.models.test_llama import SMALL, save_random
 from tests.models.tiny_tokenizers import save_byte_level
@@ -68,7 +69,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_byte_level(directory)
 
 
-@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize("name", thinned(REFUSALS, 3))
 def test_a_base_that_cannot_be_served_is_refused_by_name(name: str, model: Path, tmp_path: Path) -> None:
     refusal, base = REFUSALS[name], tmp_path / "base"
     if name == "card" and has_cuda_device():

@@ -13,7 +13,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from manylora.config.environment import child_environment
-from tests.conftest import missing
+from tests.conftest import long, missing, thinned
 from tests.forks import forks
 from tests.models.test_llama import SMALL, save_random
 from tests.models.tiny_tokenizers import save_byte_level
@@ -137,6 +137,9 @@ CASES = {
         ["the memory plan does not fit", "weights", "available"],
         prepare=lambda folder: make_cache(folder / "cache"),
     ),
+    "settings of engines beside engines of a fleet": Case(
+        [*SERVE, "--quantize", "int8", "--set", "fleet.engines=127.0.0.1:1"], ["model.quantize: ", "fleet.engines"]
+    ),
     "one base twice": Case([*SERVE, "--base", "{base}"], ["{base} is given twice", "model.more_bases"]),
     "two bases of one name": Case(
         ["serve", "--base", "{tmp}/base", "--base", "{tmp}/more/BASE", "--set", "model.cache_dir={tmp}/cache"],
@@ -169,12 +172,12 @@ CASES = {
         ["the memory plan does not fit", "available    286.1 MiB for each of 2 ranks"],
     ),
     "ranks on one card": Case(
-        [*SERVE, "--tensor-parallel", "2", "--device", "cuda"],
-        ["model.device cuda is one card", "model.tensor_parallel", "must be 1"],
+        [*SERVE, "--tensor-parallel", "2", "--device", "cuda:1"],
+        ["model.device cuda:1 is one card", "model.tensor_parallel", "must be cuda"],
     ),
     "ranks of a named base on one card": Case(
-        [*SERVE, "--device", "cuda", "--set", "model.tensor_parallel_of={base}=2"],
-        ["model.device cuda is one card", "model.tensor_parallel", "must be 1"],
+        [*SERVE, "--device", "cuda:0", "--set", "model.tensor_parallel_of={base}=2"],
+        ["model.device cuda:0 is one card", "model.tensor_parallel", "must be cuda"],
     ),
     "ranks without a known way to meet": Case(
         [*SERVE, "--tensor-parallel", "2", "--set", "model.collectives=mpi"],
@@ -262,7 +265,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned(CASES, 6))
 def test_what_the_system_refuses_is_one_sentence(name: str, base: Path, tmp_path: Path) -> None:
     case = CASES[name]
     if case.user is not None and os.geteuid() != 0:
@@ -301,7 +304,7 @@ def test_a_mark_of_utf_8_and_windows_lines_are_read(content: bytes, tmp_path: Pa
     assert load_config(tmp_path / "settings.toml", environ={}).server.port == 1
 
 
-@pytest.mark.parametrize("locale", ["xx_YY.UTF-8", "C", "de_DE.ISO-8859-1"])
+@pytest.mark.parametrize("locale", ["xx_YY.UTF-8", *long("C", "de_DE.ISO-8859-1")])
 @pytest.mark.parametrize("encoding", [None, "ascii"])
 def test_no_locale_stops_a_command(locale: str, encoding: str | None, tmp_path: Path) -> None:
     environment = {"LC_ALL": locale, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}

@@ -120,6 +120,13 @@ MANYLORA_METRICS = (
         by_base=True,
     ),
     Metric(
+        name="manylora_alias_requests",
+        kind=MetricKind.COUNTER,
+        unit="requests",
+        help="Requests to aliases, by alias and version, role (answer, shadow) and result (ok, error, left, dropped)",
+        labels=("adapter", "role", "result"),
+    ),
+    Metric(
         name="manylora_tokens",
         kind=MetricKind.COUNTER,
         unit="tokens",
@@ -347,6 +354,20 @@ MANYLORA_METRICS = (
         stat="collective_s",
     ),
     Metric(
+        name="manylora_steps_replayed",
+        kind=MetricKind.COUNTER,
+        unit="steps",
+        help="Steps on a card that ran as a captured graph",
+        stat="replayed_steps",
+    ),
+    Metric(
+        name="manylora_steps_eager",
+        kind=MetricKind.COUNTER,
+        unit="steps",
+        help="Steps on a card that ran operation by operation: prompts, and steps that fit no captured graph",
+        stat="eager_steps",
+    ),
+    Metric(
         name="manylora_batches",
         kind=MetricKind.GAUGE,
         unit="batches",
@@ -366,6 +387,31 @@ MANYLORA_METRICS = (
         unit="lines",
         help="Lines of batches that got a result, by kind (completed, failed)",
         labels=("kind",),
+    ),
+    Metric(
+        name="manylora_deployment_replicas",
+        kind=MetricKind.GAUGE,
+        unit="replicas",
+        help="Replicas of all dedicated deployments of the control plane, by state (starting, ready, draining)",
+        labels=("state",),
+    ),
+    Metric(
+        name="manylora_deployment_starts",
+        kind=MetricKind.COUNTER,
+        unit="starts",
+        help="Starts of replicas of all dedicated deployments of the control plane, failed ones included",
+    ),
+    Metric(
+        name="manylora_deployment_failed_starts",
+        kind=MetricKind.COUNTER,
+        unit="starts",
+        help="Replicas of dedicated deployments whose process ended unasked, before or after they were ready",
+    ),
+    Metric(
+        name="manylora_deployment_wait_seconds",
+        kind=MetricKind.HISTOGRAM,
+        unit="seconds",
+        help="Wait of a request at this server for a replica of a dedicated deployment without a ready one",
     ),
 )
 

@@ -14,6 +14,7 @@ from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import LOAD_BUCKETS_S, LoadTimes
 from manylora.engine.events import EngineStats, Finished
 from manylora.ids import PROBE_FLOW
+from manylora.rollouts.draw import DrawnArm
 from manylora.server.engine_client.streams import SequenceStream
 from manylora.server.observability.metric_table import (
     BASE_LABEL,
@@ -79,6 +80,7 @@ class Meters:
         self._registry.register(self._totals)
         self._registry.register(self._engine)
         self._adapters: set[str] = set()
+        self._arms: set[str] = set()
         self._public: set[str] = {BASE_LABEL, OTHER_ADAPTERS}
 
     def note_reply(self, status: int, error_code: str | None, duration_s: float) -> None:
@@ -128,6 +130,18 @@ class Meters:
         if finished.queue_ms is not None:
             for kind, count in kinds.items():
                 self._totals.add("manylora_tokens", (label, kind, *of_base), count)
+
+    def note_arm(self, drawn: DrawnArm, role: str, result: str) -> None:
+        """Count the end of a request to an alias, or of its shadow. The number of labels is bounded as of adapters."""
+        name = f"{drawn.owner}/{drawn.alias}@{drawn.version}"
+        if len(self._arms) < MAX_ADAPTER_LABELS:
+            self._arms.add(name)
+        label = name if name in self._arms else OTHER_ADAPTERS
+        self._totals.add("manylora_alias_requests", (label, role, result))
+
+    def note_wait(self, wait_s: float) -> None:
+        """Record the wait of a request for a replica of a dedicated deployment, also of one that got none."""
+        self._histograms["manylora_deployment_wait_seconds"].observe(wait_s)
 
     def exposition(self, stats: BaseStats, now: EdgeNow) -> bytes:
         """Return Prometheus's text. `stats` has the numbers of each base's engine."""

@@ -1,0 +1,1 @@
+"""Verbs for the operator of a machine: its check before a start."""
