@@ -8,7 +8,7 @@ BASE := SmolLM2-135M-Instruct
 # Processes that run the tests. The tests of one file share what they start, so that they run in one of them.
 WORKERS ?= 2
 
-.PHONY: help serve test long fast fmt durations coverage check install base lint types unit sanitize clients clients-test bench-docs pages clean
+.PHONY: help serve docs test long fast fmt durations coverage check install base lint types unit sanitize aarch64 clients clients-test bench-docs pages screenshots clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,10 +35,10 @@ lint: .venv/tested
 types: .venv/tested
 	$(BIN)/mypy
 
-unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed base
+unit: .venv/tested .venvs/openai/installed base
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-long: .venv/tested base ## Run the long runs of the laws, which CI does after `make test`
+long: .venv/ray .venvs/openai/installed .venvs/lorax/installed .venvs/axe-core/installed base ## Run the long runs of the laws, which CI does after `make test`
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --long
 
 fast: .venv/tested ## Lint, types, and the tests without base, clients, services or long runs: under a minute
@@ -58,6 +58,11 @@ coverage: .venv/tested ## Run the fast tests and print the lines of src that the
 
 sanitize: .venv/tested ## Run the kernels' tests under the address and undefined-behaviour sanitizers
 	tests/kernels/sanitize.sh
+
+aarch64: .venv/tested ## Run the kernels' tests with kernels compiled for aarch64, in an emulator
+	tests/kernels/aarch64/run.sh armv8.2-a+i8mm
+	tests/kernels/aarch64/run.sh armv8.2-a+dotprod -k 'test_int8 or test_int4 or test_experts'
+	tests/kernels/aarch64/run.sh armv8-a -k 'test_int8 or test_int4 or test_experts'
 
 clients: .venvs/openai/installed .venvs/lorax/installed ## Make the environments of two public clients
 
@@ -84,6 +89,11 @@ clients-test: .venv/tested base ## Run every public client in an environment of 
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[test,train]' -c constraints.txt
 	@touch $@
 
+.venv/ray: .venv/tested
+	@echo "installing Ray Serve into .venv (500 MB)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[ray]' -c constraints.txt
+	@touch $@
+
 # The public clients live in environments of their own: their pins clash with ours and with each other's.
 PINS = tests/clients/pins.txt
 .venvs/%/installed:
@@ -98,10 +108,24 @@ PINS = tests/clients/pins.txt
 	    --fetch-timeout 10000 --prefix . $$(sed -n 's/^openai-npm //p' $(CURDIR)/$(PINS))
 	@touch $@
 
+# The checks of the console's pages for all readers, for the tests alone.
+.venvs/axe-core/installed:
+	@mkdir -p .venvs/axe-core
+	@cd .venvs/axe-core && npm install --no-audit --no-fund --no-update-notifier --fetch-retries 0 \
+	    --fetch-timeout 10000 --prefix . axe-core@4.14.1
+	@touch $@
+
+screenshots: .venv/tested ## Write docs/console/*.png from the console in Debian's chromium
+	$(BIN)/python -m tests.console.browser.screenshots
+
 bench-docs: .venv/installed ## Write docs/benchmarks.md, docs/scale.md and their pictures from benchmarks/results
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	$(BIN)/python -m benchmarks.page.plots
 	$(BIN)/python -m benchmarks.page.fleet
+
+docs: .venv/installed ## Build the site of docs/ into site/; a broken link or anchor is an error
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 pages: .venv/tested ## Write the pages that are made from code: settings, metrics, routes, tables of rooms and bases
 	@$(BIN)/python -m manylora.config.page > docs/settings.md
@@ -110,6 +134,8 @@ pages: .venv/tested ## Write the pages that are made from code: settings, metric
 	@$(BIN)/python -m tests.models.parity.page
 	@$(BIN)/python -m tests.cli.printed_outputs
 	@$(BIN)/python -m tests.support.http_page
+	@$(BIN)/python -m tests.ray_serve.deploy_files
+	@$(BIN)/python -m tests.deploy.dashboard
 
 clean: ## Remove everything that was built here
 	rm -rf .venv .venvs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -7,16 +7,20 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
 from hypothesis import settings
 from xdist.scheduler import LoadFileScheduling
 
 from manylora.config.folders import cache_dir
 from manylora.config.groups.model import DEFAULT_BASE
 from manylora.system.log_lines import JsonFormatter
+from tests.cli.remote.verbs import command_of
 from tests.support.durations import listed
 from tests.support.paths import ROOT
 
@@ -27,6 +31,13 @@ settings.load_profile("few")
 
 # Processes of ours import nothing from the working directory; some of the engines that tests start are in `tests`.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+# Each of the hundreds of processes would compile the sources anew, and each worker rewrite the assertions of all tests.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# The runner of commands would build the tree of verbs anew at each of a thousand calls.
+typer.testing._get_command = command_of  # type: ignore[attr-defined]  # it has no public place for this
 
 # Kernels in Triton run in its interpreter, which it reads at its import: no test needs a card.
 os.environ["TRITON_INTERPRET"] = "1"
@@ -58,6 +69,21 @@ class _LoadFolders(LoadFileScheduling):  # type: ignore[misc]  # xdist ships no 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
     """Return the scheduler of `--dist loadfile`, whose workers would each start the servers of `tests/clients`."""
     return _LoadFolders(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Import a share of all files in each worker: it finds the rewritten assertions of the others' shares on the disk.
+
+    Rewriting takes as long as all else of a collection, and a fresh clone has none of it.
+    """
+    worker: dict[str, Any] | None = getattr(session.config, "workerinput", None)
+    if worker is None or session.config.getoption("file_or_dir"):
+        return
+    number, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+    for path in sorted(ROOT.glob("tests/**/test_*.py"))[number::count]:
+        with suppress(Exception, pytest.skip.Exception):  # the collection itself will say so
+            import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

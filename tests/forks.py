@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -62,13 +63,22 @@ class Forks:
             env=child_environment(),
             bufsize=0,
         )
+        self._begun: set[int] = set()
         self._ended: dict[int, int] = {}
         self._said = b""
 
     def close(self) -> None:
+        """End the process that forks, and every child that runs still."""
+        while self._line(0.0) is not None:
+            pass  # the ends that it has told
+        for pid in self._begun - self._ended.keys():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def start(
         self,
@@ -80,8 +90,13 @@ class Forks:
         folder: Path | None = None,
         own_environment: Mapping[str, str] | None = None,
         user: int | None = None,
+        engines: int = 0,
     ) -> Fork:
-        """Run a module with words in a working directory; `user` is a number. The files of its streams begin empty."""
+        """Run a module with words in a working directory. The files of its streams begin empty.
+
+        user     number of the process's user
+        engines  number of a server's first engine processes that are forks too
+        """
         for file in (output, errors):
             file.write_bytes(b"")
         order = {
@@ -89,6 +104,7 @@ class Forks:
             "words": words,
             "environment": environment() if own_environment is None else dict(own_environment),
             "user": user,
+            "engines": engines,
             "folder": str(Path.cwd() if folder is None else folder),
             "output": str(output),
             "errors": str(errors),
@@ -99,6 +115,7 @@ class Forks:
         while number is not None and b" " in number:  # the end of an earlier one
             number = self._line(WAIT_S)
         assert number is not None, "the process that forks does not answer"
+        self._begun.add(int(number))
         return Fork(int(number), self)
 
     def run(
@@ -113,9 +130,18 @@ class Forks:
         output, errors = folder / "output", folder / "errors"
         given = child_environment() if own_environment is None else own_environment
         fork = self.start(COMMAND, words, output=output, errors=errors, folder=folder, own_environment=given, user=user)
-        code = fork.wait()
+        code = self.code_of(fork)
         printed, told = (path.read_text(encoding="utf-8", errors="replace") for path in (output, errors))
         return subprocess.CompletedProcess([COMMAND, *words], code, printed, told)
+
+    def code_of(self, fork: Fork, timeout_s: float = WAIT_S) -> int:
+        """Return the exit status of a child. One that does not end in time is killed; raises `TimeoutExpired` then."""
+        try:
+            return fork.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            fork.kill()
+            fork.wait()
+            raise
 
     def exit_status(self, pid: int, timeout_s: float) -> int | None:
         """Return how a child has ended, as `Popen.returncode` says it; None: not within that time."""
@@ -154,8 +180,10 @@ def _import_all() -> None:
     import manylora.control.process.run
     import manylora.models.fetch.pull
     import manylora.server.app.run
+    import manylora.server.engine_client.process.engine_main
     import manylora.wiring.control
     import manylora.wiring.engine  # noqa: F401
+    import tests.forked_engines  # noqa: F401
     from manylora.system.collector import exempt_modules
 
     exempt_modules()
@@ -215,6 +243,10 @@ def _obey(order: Mapping[str, object]) -> None:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
+    if isinstance(engines := order["engines"], int) and engines:
+        from tests.forked_engines import fork_engines  # here, because the tests themselves need none of its imports
+
+        fork_engines(engines)
     assert isinstance(order["words"], list)
     sys.argv[1:] = order["words"]
     runpy.run_module(str(order["module"]), run_name="__main__", alter_sys=True)

@@ -1,41 +1,39 @@
 """The rules of the code, checked: layers, cycles, what may be imported where, and who may start threads."""
 
 import ast
-import importlib.util
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 
 from manylora import errors
 from tests.support.durations import listed
-from tests.support.paths import ROOT, SOURCE, files_by_room
+from tests.support.paths import ROOT, SOURCE, files_by_room, tree_of
 from tests.support.rooms import PAGE, with_rooms
+from tests.support.source.modules import attributes, imports, module_of, modules, relative, room, sub_room
 
 FLOORS: dict[str, list[set[str]]] = {
     "": [
-        {"errors", "ids", "clock", "money", "sharing", "charging"},
+        {"errors", "ids", "clock", "money", "rollouts", "sharing", "charging"},
         {"failure", "merging", "usage", "system"},
-        {"adapter_ref", "mixing", "stored", "tenancy"},
+        {"adapter_ref", "allowances", "mixing", "stored", "tenancy"},
         {"adapter_state", "config"},
         {"http"},
         {"kernels"},
         {"models"},
         {"engine", "adapters"},
-        {"server", "control"},
+        {"server", "control", "console"},
         {"cluster", "wiring"},
-        {"bench"},
+        {"fleet"},
+        {"bench", "ray_serve"},
         {"cli"},
         {"__main__"},
     ],
     "kernels": [
         {"storage_form"},
-        {"collectives", "operation", "projections", "sampling", "weight_groups", "weight_rows"},
+        {"captures", "collectives", "operation", "projections", "sampling", "weight_groups", "weight_rows"},
         {"adapter_layout"},
         {"lora_batch"},
         {"operands"},
@@ -44,6 +42,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"plain"},
         {"cpu/native", "reference"},
         {"cpu", "cuda"},
+        {"cuda/jit/programs"},
         {"cuda/jit"},
         {"select"},
     ],
@@ -65,7 +64,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"pooling"},
         {"request"},
         {"grammars", "logits_rules", "stopping"},
-        {"scheduling"},
+        {"ruled_logits", "scheduling"},
         {"execution", "limits", "waiting"},
         {"commits", "execution/ranks"},
         {"engine"},
@@ -75,46 +74,73 @@ FLOORS: dict[str, list[set[str]]] = {
         {"peft", "report", "text"},
         {"packing", "sources"},
         {"jobs"},
+        {"banks"},
         {"tiers"},
-        {"ingest", "ranks", "store"},
+        {"ingest", "store"},
     ],
     "server": [
         {"access", "engine_client", "schemas", "tools"},
         {"engine_client/process", "http", "metering", "names", "observability", "schemas/lorax", "storage"},
-        {"batches", "generation", "schemas/openai"},
+        {"batches", "dedicated", "generation", "schemas/openai"},
         {"pushing"},
         {"routes"},
         {"routes/lorax", "routes/openai"},
+        {"routes/openai/responses"},
         {"app/middleware"},
         {"app"},
     ],
     "control": [
-        {"bases", "calendar", "storage", "storage/migrations/versions"},
-        {"key_uses", "storage/migrations"},
+        {"bases", "calendar", "printed_page", "storage", "storage/migrations/versions"},
+        {"deployment_loads", "key_uses", "storage/migrations", "zones"},
         {"control"},
-        {"tenants"},
-        {"billing", "registry", "deployments", "stored"},
+        {"wallet", "webhooks"},
+        {"budgets"},
+        {"rollouts", "tenants"},
+        {"billing", "exports", "invoicing", "registry", "deployments", "stored"},
+        {"evaluations"},
         {"edges", "http"},
+        {"catalogue"},
         {"routes"},
-        {"routes/edges", "routes/registry"},
+        {"routes/edges", "routes/money", "routes/registry"},
         {"app"},
         {"process"},
+    ],
+    "console": [
+        {"api", "figures", "forms", "visitors", "zones"},
+        {"rendering", "repositories", "residency"},
+        {"page"},
+        {"pages"},
+        {"application"},
     ],
     "cluster": [
         {"homes", "orders", "scaling", "spots"},
         {"demand", "views"},
-        {"cost", "placement"},
-        {"prefetching", "ranking"},
+        {"cost", "placement", "signals"},
+        {"prefetching", "prefixes", "ranking"},
+        {"steering"},
+    ],
+    "ray_serve": [
+        {"items", "names", "scaling"},
+        {"edge", "replica"},
+        {"application"},
+        {"local"},
+        {"remote", "status"},
+    ],
+    "fleet": [
+        {"wire"},
+        {"edge", "host"},
     ],
     "bench": [
-        {"agreement", "machine", "random_adapters", "servers", "statistics", "steps", "workloads"},
+        {"agreement", "machine", "processes", "random_adapters", "statistics", "steps", "workloads"},
+        {"servers"},
         {"faults", "load", "profile"},
         {"suite"},
     ],
     "cli": [
         {"costs", "examples", "options", "pull", "remote", "settings"},
+        {"catalogue"},
         {"plan_text"},
-        {"bases", "bench", "control", "cost", "generate", "plan", "serve"},
+        {"bases", "bench", "billing", "cluster", "control", "cost", "generate", "operate", "plan", "serve"},
     ],
 }
 """The rooms of each package, the lowest floor first: a room imports from the floors below it.
@@ -123,6 +149,8 @@ A room is a folder, or a file directly in a package. Rooms of one floor do not i
 """
 MOST_FILES = 15
 MOST_LINES = 450
+GROWING = {"src/manylora/control/storage/migrations/versions"}
+"""Folders whose files are never changed or removed, one more for each change of the tables."""
 
 MAY_READ_ENVIRONMENT = {"config/environment.py"}
 MAY_READ_CLOCK = {"clock.py"}
@@ -151,92 +179,12 @@ MAY_START_THREADS_OR_PROCESSES = {
     "server/names/adapter_resolver.py",  # a slow file system delays only requests whose names need it
     "server/generation/models.py",  # threads for the tokenizer
     "server/generation/template_renderer.py",  # the processes of templates, and a thread to wait for each
+    "wiring/placer/local_placer.py",  # the replicas of dedicated deployments
     "wiring/rank_main.py",  # a thread that waits for the end of rank 0
     "wiring/llm.py",  # the event loop of a program that has none
     "system/standard_streams.py",  # the writer of log lines, which may block
     "system/log_lines.py",  # the hook for exceptions of threads; it starts none
 }
-BARE_GPU_IMAGE = {
-    "fastapi",
-    "pydantic",
-    "msgspec",
-    "zmq",
-    "ray",
-    "sqlalchemy",
-    "llguidance",
-    "obstore",
-    "httpx2",
-    "starlette",
-}
-"""Packages a bare GPU image lacks: the engine's packages must import without them."""
-
-
-TRITON_FILES = tuple(f"kernels/cuda/jit/{path.name}" for path in sorted((SOURCE / "kernels/cuda/jit").glob("*.py")))
-"""The files that import Triton, which a machine without a card may lack."""
-
-
-def modules() -> list[Path]:
-    return sorted(path for path in SOURCE.rglob("*.py"))
-
-
-def relative(path: Path) -> str:
-    return path.relative_to(SOURCE).as_posix()
-
-
-def room(path: Path) -> str:
-    """The top-level name a file belongs to: a folder, or the file itself."""
-    first = path.relative_to(SOURCE).parts[0]
-    return first.removesuffix(".py")
-
-
-def sub_room(package: str, name: str) -> str:
-    """The room of a module within a package, both as paths below `src/manylora` without a suffix."""
-    inner = name.removeprefix(f"{package}/")
-    return inner if "/" not in inner else inner.rpartition("/")[0]
-
-
-@cache
-def module_of(dotted_name: str) -> str | None:
-    """The module of ours that a dotted name means, as a path without its suffix."""
-    parts = dotted_name.split(".")
-    if parts[0] != "manylora":
-        return None
-    while len(parts) > 1 and not SOURCE.joinpath(*parts[1:]).with_suffix(".py").exists():
-        parts.pop()
-    return "/".join(parts[1:]) or None
-
-
-@cache
-def tree_of(path: Path) -> ast.Module:
-    """The syntax tree of a file, parsed once for all tests that walk it."""
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Every module a file imports, at the top or inside a function; not those for type checking alone."""
-    tree = tree_of(path)
-    typing_only = {
-        node
-        for branch in ast.walk(tree)
-        if isinstance(branch, ast.If) and ast.unparse(branch.test).endswith("TYPE_CHECKING")
-        for statement in branch.body
-        for node in ast.walk(statement)
-    }
-    for node in ast.walk(tree):
-        if node in typing_only:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def uses(path: Path, *names: str) -> list[str]:
-    """Attribute accesses such as `os.environ` in a file."""
-    tree = tree_of(path)
-    found = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
-    return [name for name in found if name in names]
 
 
 def floor_of(package: str, name: str) -> int:
@@ -294,7 +242,8 @@ def sources(*folders: str) -> list[Path]:
 def test_no_folder_and_no_file_is_too_large() -> None:
     files = sources("src", "tests", "benchmarks", "examples")
     folders = Counter(path.parent.relative_to(ROOT).as_posix() for path in files)
-    assert {folder: number for folder, number in folders.items() if number > MOST_FILES} == {}
+    large = {folder: number for folder, number in folders.items() if number > MOST_FILES and folder not in GROWING}
+    assert large == {}
     lengths = {relative(path): path.read_text(encoding="utf-8").count("\n") for path in sources("src/manylora")}
     assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
 
@@ -357,57 +306,13 @@ def test_only_the_named_files_reach_outside(room: str) -> None:
 def assert_is_named_if_it_reaches_outside(path: Path) -> None:
     name = relative(path)
     if name not in MAY_READ_ENVIRONMENT:
-        assert not uses(path, "os.environ", "os.getenv"), f"{name} reads the environment"
+        assert attributes(path).isdisjoint({"os.environ", "os.getenv"}), f"{name} reads the environment"
     if name not in MAY_READ_CLOCK:
-        assert not uses(path, "time.time", "time.monotonic", "time.perf_counter", "time.sleep"), f"{name} reads a clock"
+        clocks = {"time.time", "time.monotonic", "time.perf_counter", "time.sleep"}
+        assert attributes(path).isdisjoint(clocks), f"{name} reads a clock"
     if name not in MAY_START_THREADS_OR_PROCESSES:
         starters = {"threading", "subprocess", "multiprocessing", "concurrent.futures"}
         assert not starters & set(imports(path)), f"{name} may not start threads or processes"
-
-
-def blocked_import(modules_to_import: str, blocked: set[str]) -> subprocess.CompletedProcess[str]:
-    code = f"""
-import importlib, sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {blocked!r}:
-            raise ImportError(f'{{name}} is blocked')
-sys.meta_path.insert(0, Block())
-for name in {modules_to_import!r}.split():
-    importlib.import_module(name)
-"""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-
-
-def dotted(*rooms: str, without: tuple[str, ...] = ()) -> str:
-    files = [path for path in modules() if room(path) in rooms and relative(path) not in without]
-    return " ".join(
-        "manylora." + relative(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in files
-    )
-
-
-def test_the_engine_imports_on_a_bare_gpu_image() -> None:
-    without = () if importlib.util.find_spec("triton") else TRITON_FILES
-    result = blocked_import(dotted("kernels", "models", "adapters", "engine", without=without), BARE_GPU_IMAGE)
-    assert result.returncode == 0, result.stderr
-
-
-def test_only_the_room_of_its_kernels_imports_triton() -> None:
-    found = {relative(path) for path in modules() if any(name.split(".")[0] == "triton" for name in imports(path))}
-    assert found <= set(TRITON_FILES)
-
-
-def test_the_edge_and_the_tokenizer_import_without_torch() -> None:
-    result = blocked_import(
-        dotted("server", without=("server/engine_client/process/engine_main.py",)) + " manylora.models.text.tokenizer",
-        {"torch"},
-    )
-    assert result.returncode == 0, result.stderr
-
-
-def test_the_fleet_routes_without_torch_and_without_ray() -> None:
-    result = blocked_import(dotted("cluster"), BARE_GPU_IMAGE | {"torch"})
-    assert result.returncode == 0, result.stderr
 
 
 def error_classes(root: type[errors.ManyloraError] = errors.ManyloraError) -> Iterator[type[errors.ManyloraError]]:

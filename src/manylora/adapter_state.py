@@ -94,6 +94,7 @@ class AdapterInfo:
     is_verified   the result of the last VERIFY; None before the first, and while one is under way
     tenant        the owner of the upload; empty for an adapter of any other source
     base          the base model of the engine that has it; the engine itself leaves it empty
+    replicas      the state at each replica of a fleet, by its name; empty: there is one engine
     report        the ingest report of its version, in the form of `adapters/report.py`; None if it is unknown, for a
                   version packed by an older release, and in lists
     """
@@ -114,6 +115,7 @@ class AdapterInfo:
     is_verified: bool | None = None
     tenant: str = ""
     base: str = ""
+    replicas: dict[str, AdapterState] = field(default_factory=dict)
     report: dict[str, Any] | None = None  # JSON values of several types
 
 

@@ -1,4 +1,4 @@
-"""The tokens of a request that its tenant pays for: the table of `docs/metering.md` as a pure function."""
+"""The tokens of a request that its tenant pays for: the table of `docs/billing.md` as a pure function."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from manylora.ids import KeyId, TenantId
 from manylora.money import cost_nanousd
+from manylora.rollouts.rollout import Rollout
 from manylora.usage import UsageRecord
 
 DEFAULT_TENANT = TenantId("default")
@@ -31,7 +32,7 @@ class Scope(StrEnum):
     INFER   inference, and the reads that a client makes before it
     READ    usage, invoices, lists
     UPLOAD  the registry, the download of weights included
-    MANAGE  keys, aliases, shares
+    MANAGE  keys, aliases, shares, budgets, webhooks, dedicated deployments
     ADMIN   the whole server: for its operator alone
     """
 
@@ -90,6 +91,38 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetFacts:
+    """A budget of a key or an adapter that stops requests. id: no key's, so that a lease may name either.
+
+    key      the origin of a key; None: every key
+    adapter  a name as its tenant calls it, with or without a version; None: every adapter, and the base model
+    """
+
+    id: str
+    key: KeyId | None = None
+    adapter: str | None = None
+
+    def covers(self, origin: str | None, adapter: str | None) -> bool:
+        """Return whether the cost of a request of a key's line and an adapter's name counts against the budget."""
+        if self.key is not None and self.key != origin:
+            return False
+        if self.adapter is None:
+            return True
+        return any(_is_below(each, self.adapter) for each in (adapter or "").split(",") if each)
+
+
+def _is_below(name: str, wanted: str) -> bool:
+    return name == wanted or name.startswith(f"{wanted}/")
+
+
+def called_adapter(tenant: str, adapter: str | None, owner: str | None) -> str | None:
+    """Return an adapter's name as a tenant calls it: after its owner's name if the owner is another tenant."""
+    if adapter is None or owner in (None, "", tenant):
+        return adapter
+    return ",".join(f"{owner}/{each}" for each in adapter.split(","))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TenantFacts:
     """One tenant. `weight`: its share among backlogged tenants is proportional to it; at least 1."""
 
@@ -97,6 +130,7 @@ class TenantFacts:
     state: TenantState = TenantState.ACTIVE
     weight: int = 1
     limits: Limits = field(default_factory=Limits)
+    budgets: tuple[BudgetFacts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +211,8 @@ class RepositoryFacts:
     """One repository of uploads.
 
     versions     the numbers that requests may name: ready and not archived, ascending
-    aliases      name → version, such as `prod`; only of the versions above
+    aliases      name → version, such as `prod`; only of the versions above. Of several, the one with the largest share
+    rollouts     name → rule of the aliases that stand for several versions or have a shadow
     shared_with  tenants that may use it besides its owner
     """
 
@@ -185,8 +220,56 @@ class RepositoryFacts:
     name: str
     versions: tuple[int, ...] = ()
     aliases: tuple[tuple[str, int], ...] = ()
+    rollouts: tuple[tuple[str, Rollout], ...] = ()
     is_public: bool = False
     shared_with: tuple[TenantId, ...] = ()
+
+
+DELETED = "deleted"
+"""The state of a deleted deployment in `DeploymentFacts`: edges forget it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentFacts:
+    """One dedicated deployment of a tenant.
+
+    state   in the words of Predibase's API: pending, initializing, ready, standby, updating, errored, stopped; or
+            `DELETED`
+    detail  why it is in that state, for its tenant
+    urls    addresses of the ready replicas
+    starting, draining  numbers of such replicas
+    starts              replicas that were ever started, ended ones included
+    failed_starts       those of them whose process ended unasked
+    """
+
+    tenant: TenantId
+    name: str
+    base: str
+    state: str
+    detail: str = ""
+    urls: tuple[str, ...] = ()
+    starting: int = 0
+    draining: int = 0
+    starts: int = 0
+    failed_starts: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentUse:
+    """The requests of one edge to a dedicated deployment: those under way or waiting, and the moment of the last."""
+
+    tenant: TenantId
+    name: str
+    load: int
+    last_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentUses:
+    """Uses of deployments at one edge since its last report."""
+
+    edge: str
+    uses: tuple[DeploymentUse, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +292,7 @@ class Snapshot:
     keys: tuple[KeyFacts, ...] = ()
     prices: tuple[PriceFacts, ...] = ()
     repositories: tuple[RepositoryFacts, ...] = ()
+    deployments: tuple[DeploymentFacts, ...] = ()
     batch_price_percent: int = 100
 
 
@@ -217,17 +301,25 @@ class Lease:
     """Credit set aside for one edge. 0 granted: the tenant has none left, and `reason` names the limit.
 
     granted_nanousd  the total that this edge may spend for the tenant until `expires_ms`, counted from `since_ms`
+    now_ms           the moment of the answer by the control plane's clock, from which the edge's may differ; 0: one of
+                     an older version does not tell it
+    told             a sentence for the caller about the budget that bounds the lease; empty: there is none
     """
 
     tenant: TenantId
     granted_nanousd: int
     expires_ms: int
     reason: str = ""
+    now_ms: int = 0
+    told: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseWish:
-    """An edge's request for `nanousd` more of a tenant's credit, or of one key's monthly budget."""
+    """An edge's request for `nanousd` more of a tenant's credit, of one key's monthly budget, or of a budget.
+
+    key  empty: of the tenant's credit; else the origin of a key, or the id of a budget
+    """
 
     edge: str
     tenant: TenantId

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from manylora.ids import KeyId, TenantId, UsageId
 
+FAILURES = ("engine_failure", "edge_lost", "shutdown", "adapter_failure", "queue_timeout", "rejected", "incomplete")
+"""Finish reasons of requests that the service did not complete, the worst first."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
@@ -46,7 +49,7 @@ class UsageRecord:
 
     Counts are of all sequences (`n`, `best_of` losers); a prompt is counted once for all sequences that share it.
     prompt_tokens, cached_tokens, completion_tokens       tokens that the engine committed: always recorded
-    charged_prompt_tokens, charged_completion_tokens      tokens that the tenant pays for: see docs/metering.md
+    charged_prompt_tokens, charged_completion_tokens      tokens that the tenant pays for: see docs/billing.md
     charged_cached_tokens                                 the part of charged_prompt_tokens at the cached price;
                                                           None: an edge of an older version sends none
 
@@ -54,6 +57,9 @@ class UsageRecord:
                     `engine_failure` and so on
     tier            the adapter's tier on arrival; None for the base model
     is_batch        a line of a batch, which has a price of its own
+    alias           the alias that the request named, as `repo/alias` of `adapter_owner`; None: none, or several
+    is_shadow       a version that ran beside the one that answered: it is counted, and no tenant pays for it
+    deployment      the dedicated deployment whose replica served it, whose seconds are billed in place of its tokens
     queue_ms, load_ms, first_token_ms, total_ms           None if that moment never came
     """
 
@@ -82,6 +88,9 @@ class UsageRecord:
     total_ms: float | None = None
     charged_cached_tokens: int | None = None
     is_batch: bool = False
+    alias: str | None = None
+    is_shadow: bool = False
+    deployment: str | None = None
 
     @property
     def cached_charge(self) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from manylora.bench.faults.object_storage import S3Server, find_weed, s3_server
+from tests.adapters.fake_hub import HttpServer
 from tests.adapters.store_folder import House, two_memories
 from tests.conftest import missing
 
@@ -26,3 +27,12 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     else:
         with s3_server(tmp_path_factory.mktemp("weed"), program) as server:
             yield server
+
+
+@pytest.fixture
+def http(tmp_path: Path) -> Iterator[HttpServer]:
+    """A server with a hub's repositories, and with the files below `files`."""
+    (tmp_path / "files").mkdir()
+    server = HttpServer(tmp_path / "files")
+    yield server
+    server.close()

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tests.support.serving import running_server
+from tests.support.waiting import PATIENCE_S
 
 DEMO_ADAPTER = "support-triage"
 WINDOW = 2048
@@ -149,11 +150,14 @@ def _upload(url: str, key: str, repository: str, folder: Path) -> None:
     _post(url, key, "/v2/repos", {"name": repository})
     begun = _post(url, key, "/v2/adapters/upload", {"repo": repository})
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        httpx2.put(begun["presignedUrls"][name], content=(folder / name).read_bytes()).raise_for_status()
+        httpx2.put(
+            begun["presignedUrls"][name], content=(folder / name).read_bytes(), timeout=PATIENCE_S
+        ).raise_for_status()
     headers = {"authorization": f"Bearer {key}"}
     body = {"uploadToken": begun["uploadToken"]}
-    httpx2.put(f"{url}/v2/adapters/upload/", json=body, headers=headers).raise_for_status()
+    httpx2.put(f"{url}/v2/adapters/upload/", json=body, headers=headers, timeout=PATIENCE_S).raise_for_status()
 
 
 def _post(url: str, key: str, path: str, body: object) -> Any:  # the reply's JSON
-    return httpx2.post(f"{url}{path}", json=body, headers={"authorization": f"Bearer {key}"}).raise_for_status().json()
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx2.post(f"{url}{path}", json=body, headers=headers, timeout=PATIENCE_S).raise_for_status().json()

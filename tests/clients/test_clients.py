@@ -1,19 +1,17 @@
-"""The two clients of every run, against one server; `make clients-test` runs all of them."""
+"""Two clients against one server in the long runs; `make clients-test` runs all clients."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.clients.matrix import CLIENTS, Client, result_of, run_script
-from tests.conftest import missing
+from tests.conftest import long, missing
 from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.clients, pytest.mark.base, pytest.mark.slow]
 
-IN_EVERY_RUN = ("openai", "lorax")
 
-
-@pytest.mark.parametrize("name", IN_EVERY_RUN)
+@pytest.mark.parametrize("name", long("openai", "lorax"))
 def test_a_client_works_unchanged(name: str, facts: Path, tmp_path: Path) -> None:
     if not (ROOT / ".venvs" / name).exists():
         missing(f"no environment for the client {name}: `make .venvs/{name}/installed` creates it")

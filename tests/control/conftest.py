@@ -14,23 +14,24 @@ from manylora.control.registry import intake
 from manylora.control.storage.database import Database, database_url
 from tests.conftest import missing
 from tests.control.emptied_databases import EmptiedDatabases
-from tests.control.plane import migrated
+from tests.control.plane import in_plane, migrated
 from tests.control.postgres_server import PostgresServer, find_postgres, postgres_server
 
 Scenario = Callable[[Database], Coroutine[Any, Any, None]]
-WITHOUT_SQL = {
-    "tests/control": ("app", "deployments", "http", "routes"),
-    "tests/control/billing": ("test_account_reads", "test_corrections", "test_periods"),
+IN_LONG_RUNS = {
+    "tests/control": ("app", "catalogue", "deployments", "evaluations", "http", "rollouts", "routes"),
+    "tests/control/billing": ("test_account_reads", "test_corrections", "test_invoices", "test_periods", "test_prices"),
+    "tests/control/process": ("test_placing",),
     "tests/control/registry": ("test_copies", "test_registry", "test_uploads", "test_version_reports"),
-    "tests/control/tenants": ("test_audit", "test_key_lines", "test_key_powers"),
+    "tests/control/tenants": ("test_audit", "test_key", "test_limits_of_bases", "test_tenants_and"),
 }
-"""Folders and files whose subject is no statement: PostgreSQL under them is for the long runs."""
+"""Folders and beginnings of files with tests on PostgreSQL in the long runs alone."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave tests on PostgreSQL to the long runs where SQLite shows the same law and SQL is not what is tested."""
-    places = tuple(f"{folder}/{name}" for folder, names in WITHOUT_SQL.items() for name in names)
+    """Leave tests on PostgreSQL to the long runs where SQLite shows the same law."""
+    places = tuple(f"{folder}/{name}" for folder, names in IN_LONG_RUNS.items() for name in names)
     for item in items:
         if item.nodeid.startswith(places) and "postgresql" in item.name and not item.get_closest_marker("long"):
             item.add_marker(pytest.mark.long)
@@ -108,3 +109,13 @@ def checks_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return await asyncio.wait_for(asyncio.to_thread(check_files, job), timeout_s)
 
     monkeypatch.setattr(intake, "check_apart", check)
+
+
+@pytest.fixture
+def run(url: URL, tmp_path: Path) -> Callable[..., None]:
+    """Run a coroutine function with a control plane, on either database; options as of `in_plane`."""
+
+    def go(scenario: Any, **options: Any) -> None:
+        in_plane(url, tmp_path, scenario, **options)
+
+    return go

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.control.plane import migrated_in
 from tests.forks import COMMAND, Fork, forks
 from tests.support.waiting import PATIENCE_S, wait_for
 
@@ -31,8 +32,17 @@ class ControlProcess:
 
 
 @contextmanager
-def running_control(folder: Path, *assignments: str, is_first: bool = True, port: int = 0) -> Iterator[ControlProcess]:
-    """Run it with its data in a folder; `is_first` waits for the operator's key; port 0 is a free one."""
+def running_control(
+    folder: Path, *assignments: str, is_first: bool = True, makes_tables: bool = False, port: int = 0
+) -> Iterator[ControlProcess]:
+    """Run it with its data in a folder.
+
+    is_first      whether to wait for the operator's key
+    makes_tables  whether a first start makes the tables, which takes half a second
+    port          0: a free one
+    """
+    if is_first and not makes_tables and not folder.exists():
+        migrated_in(folder)
     given = (f"control.dir={folder}", f"control.edge_token={EDGE_TOKEN}", *assignments)
     words = ["control", "--port", str(port), *(word for assignment in given for word in ("--set", assignment))]
     with TemporaryDirectory() as place:

@@ -127,6 +127,17 @@ def migrated() -> bytes:
         return Path(str(url.database)).read_bytes()
 
 
+def migrated_in(folder: Path) -> URL:
+    """Return the SQLite file of a control plane's folder; a new one has today's tables."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    url = database_url("", folder)
+    file = Path(str(url.database))
+    if not file.exists():
+        file.write_bytes(migrated())
+        file.chmod(0o600)
+    return url
+
+
 def _sync_no_more(connection: Any, _: object) -> None:
     connection.execute("PRAGMA synchronous=OFF").close()
 

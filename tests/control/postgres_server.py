@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, create_engine
 
+from tests.conftest import missing
 from tests.support.waiting import wait_for
 
 BINARIES = "/usr/lib/postgresql"
@@ -79,3 +80,14 @@ def _answers(server: PostgresServer) -> bool:
         return False
     finally:
         engine.dispose()
+
+
+@contextmanager
+def empty_database() -> Iterator[str]:
+    """Yield the URL of an empty database on a server of its own. The test is left out where PostgreSQL is missing."""
+    binaries = find_postgres()
+    if binaries is None:
+        missing("no PostgreSQL server here: apt-get install postgresql")
+        return
+    with postgres_server(binaries) as server:
+        yield server.new_database().render_as_string(hide_password=False)

@@ -21,7 +21,7 @@ from manylora.http.paths import (
     normalized,
 )
 from manylora.tenancy import Scope
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, tree_of
 
 SOURCE = ROOT / "src" / "manylora"
 SPELL_PATHS = {
@@ -30,6 +30,7 @@ SPELL_PATHS = {
     "server/storage/control_store.py",  # the route that it calls
     "control/http/api_documents.py",  # the documents' own addresses
     "server/app/documents.py",  # the documents' own addresses
+    "control/evaluations/questions.py",  # the routes that lines of batches name
     "server/schemas/lorax/bodies.py",  # a refusal that names the other route
 }
 
@@ -67,24 +68,24 @@ def test_a_path_has_its_component_and_its_dialect(path: str, component: Componen
 def test_a_new_page_is_written_down_once() -> None:
     """A console's rows alone decide its names, log lines, origin policy, dialect, scopes and documents."""
     rows = (
-        Route("GET /console", (), Trait.QUIET | Trait.VISITED),
-        Route("POST /console/session", (Scope.MANAGE,), Trait.PAGES),
+        Route("GET /portal", (), Trait.QUIET | Trait.VISITED),
+        Route("POST /portal/session", (Scope.MANAGE,), Trait.PAGES),
     )
-    table = PathTable((*AREAS, Area("/console", Component.CONTROL)), (*SERVER_ROUTES, *CONTROL_ROUTES, *rows))
-    assert "console" in table.first_words - PATHS.first_words
-    assert table.area_of("/console/session/1").component is Component.CONTROL
-    assert table.dialect_of("/console/unknown") is Dialect.NATIVE
-    assert table.has_trait("HEAD", "/console", Trait.QUIET)
-    assert table.any_has_trait("/console", Trait.VISITED)
-    assert table.any_has_trait("/console/session", Trait.PAGES)
+    table = PathTable((*AREAS, Area("/portal", Component.CONTROL)), (*SERVER_ROUTES, *CONTROL_ROUTES, *rows))
+    assert "portal" in table.first_words - PATHS.first_words
+    assert table.area_of("/portal/session/1").component is Component.CONTROL
+    assert table.dialect_of("/portal/unknown") is Dialect.NATIVE
+    assert table.has_trait("HEAD", "/portal", Trait.QUIET)
+    assert table.any_has_trait("/portal", Trait.VISITED)
+    assert table.any_has_trait("/portal/session", Trait.PAGES)
     routes = RouteTable(rows)
-    assert routes.at("/console/session")["POST"].scopes == (Scope.MANAGE,)
-    assert ("/console", "get") in routes.documented(is_operator=False)
+    assert routes.at("/portal/session")["POST"].scopes == (Scope.MANAGE,)
+    assert ("/portal", "get") in routes.documented(is_operator=False)
 
 
 def literals(path: Path) -> set[str]:
     """Texts of a file that are not docstrings."""
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     told = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     found = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in told)
     return {node.value for node in found if isinstance(node.value, str)}

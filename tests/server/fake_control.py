@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+from manylora.allowances import AllowanceAnswer, AllowanceReport
+from manylora.clock import ManualClock
+from manylora.control.edges.allowances import AllowancePools
 from manylora.errors import ControlUnavailable
 from manylora.ids import TenantId
-from manylora.tenancy import AdapterAct, Lease, Snapshot
+from manylora.tenancy import AdapterAct, DeploymentUse, Lease, Snapshot
 from manylora.usage import UsageRecord
 
 PEPPER = "a5" * 32
@@ -24,8 +27,11 @@ class FakeControl:
         self.questions = 0
         self.uses: dict[str, int] = {}
         self.acts: list[AdapterAct] = []
+        self.deployment_uses: list[DeploymentUse] = []
         self.is_away = False
         self.expires_ms = 10**15
+        self.now_ms = 0
+        self.pools = AllowancePools(ManualClock())
 
     async def snapshot(self, since: int, epoch: str) -> Snapshot:
         self._require()
@@ -45,6 +51,10 @@ class FakeControl:
         self._require()
         self.acts.extend(acts)
 
+    async def report_deployments(self, edge: str, uses: Sequence[DeploymentUse]) -> None:
+        self._require()
+        self.deployment_uses.extend(uses)
+
     async def lease(self, edge: str, tenant: TenantId, nanousd: int, key: str = "") -> Lease:
         self._require()
         self.questions += 1
@@ -55,7 +65,13 @@ class FakeControl:
             self.credit -= extra
         granted = self.granted[edge, tenant, key] = self.granted.get((edge, tenant, key), 0) + extra
         reason = "" if extra >= nanousd else "budget" if key else "credit"
-        return Lease(tenant=tenant, granted_nanousd=granted, expires_ms=self.expires_ms, reason=reason)
+        return Lease(
+            tenant=tenant, granted_nanousd=granted, expires_ms=self.expires_ms, reason=reason, now_ms=self.now_ms
+        )
+
+    async def share_limits(self, report: AllowanceReport) -> AllowanceAnswer:
+        self._require()
+        return self.pools.answer(report)
 
     async def give_back(self, edge: str) -> None:
         self._require()

@@ -10,7 +10,7 @@ Adapters: `fail-<ErrorClass>` fails with that class of `errors/`; `missing…` i
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -328,4 +328,10 @@ def build(config: Config, tell: ProgressLine) -> tuple[FakeEngine, ServedModel]:
         SystemClock().sleep_s(60)
     engine = FakeEngine(Tokenizer(directory, model_id="tiny"))
     engine.gate = directory / "gate"
-    return engine, served_for(directory)
+    uploads = (SourceName.PBASE,) if config.adapters.registry_dir else ()
+    served = replace(
+        served_for(directory),
+        adapter_sources=(SourceName.LOCAL, *uploads),
+        registry_dir=config.adapters.registry_dir,
+    )
+    return engine, served

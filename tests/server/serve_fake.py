@@ -13,6 +13,7 @@ FACTORY = "tests.server.fake_engine:build"
 
 def main(directory: str, *assignments: str) -> None:
     with paused():
+        from manylora.console.application import create_console
         from manylora.server.app.run import Announce, run_server
         from manylora.wiring.control import host_control
 
@@ -29,7 +30,7 @@ def main(directory: str, *assignments: str) -> None:
         ready=lambda served, url: print(f"READY {url}", flush=True),  # noqa: T201  read by the test
     )
     listener = listen(config.server.host, config.server.port, group="server")
-    run_server(config, listener, factory=FACTORY, control=host_control, announce=announce)
+    run_server(config, listener, factory=FACTORY, control=host_control, announce=announce, console=create_console)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from sqlalchemy import URL, update
+from sqlalchemy import update
 
 from manylora.clock import Clock
 from manylora.config.settings import Config
@@ -16,7 +16,6 @@ from manylora.control.app.application import create_control_app
 from manylora.control.billing.heavy_read_client import HeavyReads
 from manylora.control.control import Control
 from manylora.control.process.first_start import ensure_first_start
-from manylora.control.storage.database import database_url
 from manylora.control.storage.tables import tenants
 from manylora.control.stored.objects import TenantStore
 from manylora.control.stored.retention import delete_old
@@ -24,15 +23,7 @@ from manylora.control.tenants.tenants import insert_tenant
 from manylora.errors import NameTaken
 from manylora.server.access.control_client import HttpControlClient
 from manylora.tenancy import TenantState
-from tests.control.plane import EDGE_TOKEN, migrated, new_control
-
-
-def _database_in(folder: Path) -> URL:
-    folder.mkdir(exist_ok=True)
-    url = database_url("", folder)
-    if not (file := Path(str(url.database))).exists():
-        file.write_bytes(migrated())
-    return url
+from tests.control.plane import EDGE_TOKEN, migrated_in, new_control
 
 
 @dataclass
@@ -61,7 +52,7 @@ class StoringPlane:
 @asynccontextmanager
 async def storing_plane(folder: Path, config: Config, clock: Clock) -> AsyncIterator[StoringPlane]:
     """A control plane whose data are below `folder`; the next one there has them."""
-    control = new_control(_database_in(folder), folder, config, clock, HeavyReads(), is_key_needed=False)
+    control = new_control(migrated_in(folder), folder, config, clock, HeavyReads(), is_key_needed=False)
     plane, app = StoringPlane(control), create_control_app(control)
 
     async def reached(scope: Any, receive: Any, send: Any) -> None:

@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, tree_of
 
 SOURCE = ROOT / "src" / "manylora"
 PAGE = ROOT / "docs" / "architecture.md"
@@ -12,7 +12,7 @@ BEGIN, END = "<!-- rooms: written by `make pages` -->", "<!-- end of rooms -->"
 
 def subject(file: Path) -> str:
     """Return the first sentence of a module's docstring."""
-    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    docstring = ast.get_docstring(tree_of(file)) or ""
     return docstring.partition("\n\n")[0].replace("\n", " ")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from manylora.clock import SystemClock
 from manylora.config.folders import cache_dir
+from tests.control.plane import migrated_in
 from tests.forks import COMMAND, Fork, forks
 
 START_WAIT_S = 120
@@ -43,11 +44,14 @@ def make_cache(folder: Path) -> Path:
 
 
 @contextmanager
-def running_server(log: Path, *flags: str, command: Sequence[str] = (), exit_code: int = 0) -> Iterator[str]:
+def running_server(
+    log: Path, *flags: str, command: Sequence[str] = (), starts_engines: bool = False, exit_code: int = 0
+) -> Iterator[str]:
     """Yield the address of a server on a free port; it must drain and exit with 0 at the end.
 
-    command    of a process of its own; without it the server is a fork, whose imports are done
-    exit_code  in place of 0, of a server that the caller kills
+    command         of a process of its own; without it the server is a fork, whose imports and tables are done
+    starts_engines  whether a forked server starts its engines itself, whose command lines then say so
+    exit_code       in place of 0, of a server that the caller kills
     """
     own = [f"--set={group}.dir={log.parent / group}" for group in ("control", "metering")]
     words = ["serve", "--port", "0", *own, *flags]
@@ -56,7 +60,10 @@ def running_server(log: Path, *flags: str, command: Sequence[str] = (), exit_cod
         with log.open("wb") as output:
             process = subprocess.Popen([*command, *words], stdout=output, stderr=subprocess.STDOUT)
     else:
-        process = forks().start(COMMAND, words, output=log, errors=log)
+        if not (log.parent / "control").exists():
+            migrated_in(log.parent / "control")
+        engines = 0 if starts_engines else max(1, sum(flag.partition("=")[0] == "--base" for flag in flags))
+        process = forks().start(COMMAND, words, output=log, errors=log, engines=engines)
     try:
         yield wait_for_url(process, log)
     finally:

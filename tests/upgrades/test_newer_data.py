@@ -197,10 +197,11 @@ def test_usage_of_a_newer_form_is_refused_and_left(tmp_path: Path, change: Calla
 def test_a_server_refuses_usage_of_a_newer_format_and_leaves_it(tmp_path: Path) -> None:
     file = copy_to(tmp_path / "0.1")
     folder = tmp_path / "0.1" / "metering" / "0"
-    (folder / "format").write_text("7\n")
+    newer = spool.FORMAT + 1
+    (folder / "format").write_text(f"{newer}\n")
     before = contents(tmp_path / "0.1")
     line = serve_refused(file)
-    assert_names_versions_and_remedy(line, "format 7")
+    assert_names_versions_and_remedy(line, f"format {newer}")
     assert str(folder) in line
     assert contents(tmp_path / "0.1") == before
 
@@ -260,6 +261,27 @@ FORMS: dict[int, dict[str, tuple[str, ...]]] = {
         "Finished": ("record",),
         "UsageRecord": (*RECORD, "charged_cached_tokens", "is_batch"),
         "Delivery": ("opened", "tokens", "cached", "ended"),
+    },
+    5: {
+        "Opened": (*OPENED, "is_batch"),
+        "Dropped": ("id",),
+        "Finished": ("record",),
+        "UsageRecord": (*RECORD, "charged_cached_tokens", "is_batch"),
+        "Delivery": ("opened", "tokens", "cached", "ended", "links"),
+    },
+    6: {
+        "Opened": (*OPENED, "is_batch", "alias", "is_shadow"),
+        "Dropped": ("id",),
+        "Finished": ("record",),
+        "UsageRecord": (*RECORD, "charged_cached_tokens", "is_batch", "alias", "is_shadow"),
+        "Delivery": ("opened", "tokens", "cached", "ended", "links"),
+    },
+    7: {
+        "Opened": (*OPENED, "is_batch", "alias", "is_shadow", "deployment"),
+        "Dropped": ("id",),
+        "Finished": ("record",),
+        "UsageRecord": (*RECORD, "charged_cached_tokens", "is_batch", "alias", "is_shadow", "deployment"),
+        "Delivery": ("opened", "tokens", "cached", "ended", "links"),
     },
 }
 """The fields of every entry, by `spool.FORMAT`."""

@@ -243,6 +243,17 @@ def test_what_a_tenant_is_charged_is_what_its_rows_say(upgraded: Upgraded) -> No
         assert balance["left_nanousd"] == balance["granted_nanousd"] - balance["charged_nanousd"]
 
 
+def test_present_credit_is_grants_without_an_end_that_paid_what_was_charged(upgraded: Upgraded) -> None:
+    upgraded.settled()
+    for tenant, told in TOLD["credits"].items():
+        wallet = upgraded.get(f"/admin/tenants/{tenant}/wallet")
+        given = {each["id"]: each["nanousd"] for each in told if each["nanousd"] > 0}
+        assert given.items() <= {each["id"]: each["nanousd"] for each in wallet["grants"]}.items()
+        assert all(each["expires"] is None for each in wallet["grants"])
+        left = sum(each["left_nanousd"] for each in wallet["grants"]) - wallet["overdraft_nanousd"]
+        assert wallet["balance"]["left_nanousd"] == left
+
+
 # ── uploads and adapters ─────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from manylora.cli.serve import _Terminal
 from manylora.clock import ManualClock
+from manylora.config.settings import Config
 from manylora.wiring.load_progress import PASSING, LoadProgress, is_passing
 
 
@@ -44,7 +45,7 @@ def test_passing_lines_are_shown_in_place_and_not_at_all_in_a_log(is_terminal: b
     output = io.StringIO()
     console = Console(file=output, force_terminal=is_terminal, width=120)
     with console.status("starting") as status:
-        terminal = _Terminal(console, status, is_key_needed=False)
+        terminal = _Terminal(console, status, Config(), is_key_needed=False)
         for line in ("tokenizer loaded", f"{PASSING}weights [##..] 50 %", "weights loaded and packed"):
             terminal.progress(line)
             if is_terminal:

@@ -7,50 +7,22 @@ import torch
 
 from manylora.kernels.cpu.capture import Buffer, GraphRecorder
 from manylora.kernels.cpu.linear import Panels
-from manylora.kernels.interface import Kernels
 from manylora.kernels.lora_batch import LoraBatch
-from manylora.kernels.operands import AttentionBatch, Packed, StepInput
+from manylora.kernels.operands import AttentionBatch, StepInput
 from manylora.kernels.select import select_kernels
 from manylora.kernels.table_of_operations import OPERATIONS, Operations
-from manylora.models.llama import LlamaModel
 from manylora.models.sizes import step_bytes, weight_bytes
-from manylora.models.spec import ModelSpec, parse_spec
-from manylora.models.weights import Dense, Experts, LayerWeights, Weights
+from manylora.models.spec import parse_spec
+from manylora.models.weights import Dense
+from tests.conftest import long
 from tests.models.parity.test_mixtral import MIXTRAL
+from tests.models.random_model import random_model
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 8, "vocab_size": 128}
 WITHOUT = {"architectures": ["LlamaForCausalLM"], "num_local_experts": None, "num_experts_per_tok": None}
 
 
-def random_model(spec: ModelSpec, kernels: Kernels) -> LlamaModel:
-    """A model of random weights."""
-
-    def packed(out: int, in_: int) -> Packed:
-        return kernels.pack(torch.randn(out, in_))
-
-    def layer() -> LayerWeights:
-        wide, experts = 2 * spec.intermediate, range(0 if spec.experts is None else spec.experts.count)
-        up, down = (wide, spec.hidden), (spec.hidden, spec.intermediate)
-        return LayerWeights(
-            attention_norm=torch.ones(spec.hidden),
-            qkv=packed(spec.q_size + 2 * spec.kv_size, spec.hidden),
-            o=packed(spec.hidden, spec.q_size),
-            mlp_norm=torch.ones(spec.hidden),
-            mlp=Experts(
-                router=torch.randn(len(experts), spec.hidden),
-                gate_up=tuple(packed(*up) for _ in experts),
-                down=tuple(packed(*down) for _ in experts),
-            )
-            if experts
-            else Dense(gate_up=packed(*up), down=packed(*down)),
-        )
-
-    table, head = packed(spec.vocab, spec.hidden), packed(spec.vocab, spec.hidden)
-    layers = tuple(layer() for _ in range(spec.num_layers))
-    return LlamaModel(spec, Weights(embed=table, layers=layers, final_norm=torch.ones(spec.hidden), head=head), kernels)
-
-
-@pytest.mark.parametrize("changes", [{}, WITHOUT], ids=["mixture", "dense"])
+@pytest.mark.parametrize("changes", [{}, *long(WITHOUT)], ids=["mixture", "dense"])
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 def test_the_planned_bytes_of_weights_and_of_a_step_are_those_that_are_taken(
     changes: dict[str, object], quantize: str

@@ -16,6 +16,7 @@ from manylora import LLM, SamplingParams
 from manylora.config.declaration import Setting
 from manylora.config.settings import load_config
 from manylora.engine.execution.ranks.commands import CommandKind
+from manylora.engine.execution.ranks.group import new_meeting
 from manylora.engine.execution.ranks.processes import RankProcesses
 from manylora.errors import ConfigInvalid, ModelUnsupported, RankLost, StartupError
 from manylora.kernels.select import select_kernels
@@ -115,7 +116,7 @@ def test_a_rank_that_cannot_start_is_named(base: TinyBase, tmp_path: Path) -> No
         (tmp_path, "rank 1 of 2: .* has no config.json"),
         (base.directory, "rank 1 of 2 has fingerprint [0-9a-f]{64}, and rank 0 has 0{64}"),
     ):
-        ranks = Ranks(config, spec, directory)
+        ranks = Ranks(config, spec, directory, new_meeting())
         with pytest.raises(StartupError, match=said):
             ranks.join(facts, sizes)
         ranks.abandon()

@@ -21,6 +21,7 @@ class IngestSettings:
     base_dir      the base's directory, for adapters that cannot be packed without its weights; empty: there is none
     memory_bytes  bytes that the jobs under way may take together, by the store's count; 0: no limit
     session       a value that changes with each start of the server, for sources without reliable marks of a version
+    registry_url, registry_token  of a control plane from which uploads come; empty: they come from `registry_dir`
     is_strict, harmless_fields  `adapters.strict` and `adapters.harmless_fields`
     """
 
@@ -37,6 +38,8 @@ class IngestSettings:
     load_timeout_s: float = 60.0
     base_dir: str = ""
     registry_dir: str = ""
+    registry_url: str = ""
+    registry_token: str = ""
     pushed_dir: str = ""
     memory_bytes: int = 0
     allows_templates: bool = True

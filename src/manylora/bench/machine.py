@@ -27,16 +27,25 @@ def describe() -> dict[str, str]:
 
 def _command() -> str:
     program, *rest = sys.argv
-    return " ".join([*_named(Path(program)), *rest])
+    return " ".join([*_named(Path(program)), *map(_here, rest)])
+
+
+def _here(word: str) -> str:
+    """Return an argument without a path of this machine: from the checkout on, or the last name alone."""
+    path = Path(word)
+    if path.is_absolute() and path.is_relative_to(ROOT):
+        return str(path.relative_to(ROOT))
+    return path.name if path.is_absolute() or ".." in path.parts else word
 
 
 def _named(program: Path) -> list[str]:
     """Return the command that starts this program in any checkout, without this machine's own paths."""
-    if program.name in ("manylora", "__main__.py"):
+    if program.name == "manylora" or program.parent.name == "manylora":
         return ["manylora"]
     if program.is_absolute() and program.is_relative_to(ROOT):
-        return ["python", "-m", ".".join(program.relative_to(ROOT).with_suffix("").parts)]
-    return ["python", str(program)]
+        parts = program.relative_to(ROOT).with_suffix("").parts
+        return ["python", "-m", ".".join(parts[:-1] if parts[-1] == "__main__" else parts)]
+    return ["python", _here(str(program))]
 
 
 def _processor() -> str:

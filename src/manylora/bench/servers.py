@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from manylora.bench.processes import memory_bytes, processes_below, processor_s
 from manylora.clock import Clock, SystemClock
 from manylora.config.environment import environment
 from manylora.config.folders import cache_dir
@@ -22,7 +23,6 @@ from manylora.config.groups.model import DEFAULT_BASE
 
 START_WAIT_S = 600.0
 STOP_WAIT_S = 30.0
-PARENT, UTIME, STIME = 1, 11, 12  # in `/proc/<id>/stat`, counted from the field after the name; see proc(5)
 
 Fields = Mapping[str, object]
 """The fields of a JSON body that name a model."""
@@ -83,30 +83,15 @@ class Running:
 
     def processor_s(self) -> float:
         """Return the processor seconds that the server's processes have used so far."""
-        ticks = sum(sum(map(int, fields[UTIME : STIME + 1])) for fields in self.processes().values())
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return processor_s(self.processes())
 
     def memory_bytes(self) -> int:
         """Return the bytes of memory of the server's processes. A shared page counts once (Linux's `Pss`)."""
-        total = 0
-        for process in self.processes():
-            with suppress(OSError):  # it has just ended
-                lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-                total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-        return total
+        return memory_bytes(self.processes())
 
     def processes(self) -> dict[int, list[str]]:
         """Return the fields of `/proc/<id>/stat` after the name, for the server's process and all below it."""
-        everyone: dict[int, list[str]] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it has just ended
-                everyone[int(folder.name)] = (folder / "stat").read_text().rpartition(")")[2].split()
-        found: dict[int, list[str]] = {}
-        wanted = {self.process.pid}
-        while wanted:
-            found |= {process: everyone[process] for process in wanted if process in everyone}
-            wanted = {process for process, fields in everyone.items() if int(fields[PARENT]) in wanted}
-        return found
+        return processes_below(self.process.pid)
 
 
 @contextmanager
@@ -168,8 +153,10 @@ def _first_token(url: str, process: "subprocess.Popen[bytes]", fields: Fields, l
             with urllib.request.urlopen(request, timeout=START_WAIT_S):
                 return
         except urllib.error.HTTPError as error:
-            if error.code != 503:
-                raise SystemExit(f"{url} answered {error.code}: {error.read()[:500]!r}") from error
+            told = error.read()[:500]
+            is_starting = error.code == 503 or (error.code == 404 and b"/-/routes" in told)  # the proxy of Ray Serve
+            if not is_starting:
+                raise SystemExit(f"{url} answered {error.code}: {told!r}") from error
         except OSError:
             pass  # not listening yet
         clock.sleep_s(0.05)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.options import BaseOption, QuantizeOption
+from manylora.cli.options import BaseOption, QuantizeOption, SetOption
 from manylora.system.printable import printable
 
 if TYPE_CHECKING:
@@ -40,10 +40,7 @@ def bench(
         bool, typer.Option("--profile", help="Show where a step's time goes, kernel by kernel, instead of loads.")
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the result here, with the machine.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="GROUP.SETTING=VALUE", help="Any setting by name. May be given several times."),
-    ] = None,
+    set_: SetOption = None,
 ) -> None:
     """Measure this machine: a server under the project's workloads, or the steps of an engine.
 

@@ -5,14 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from manylora.cli.options import ConfigOption, SetOption
+
 if TYPE_CHECKING:
     from manylora.control.control import Control
 
-ConfigOption = Annotated[Path | None, typer.Option(help="A TOML file of settings.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="GROUP.SETTING=VALUE", help="Any setting by name. May be given several times."),
-]
 WithoutOption = Annotated[
     bool, typer.Option("--without-database", help="The pepper and the uploads alone: PostgreSQL has its own tools.")
 ]
@@ -28,7 +25,7 @@ def run(
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Run the control plane alone: tenants, keys, registry, prices, ledger, for servers that name it (control.url).
+    """Run the control plane alone: tenants, keys, registry, prices, ledger and console, for servers with `control.url`.
 
     Those servers show it `control.edge_token`. At its first start it prints the operator's key, once.
     """
@@ -50,13 +47,16 @@ def run(
     listener = listen(settings.control.host, settings.control.port, group="control")
 
     with paused():
+        from manylora.console.application import create_console
         from manylora.control.process.run import run_control  # the import takes a second, so the checks come first
+        from manylora.wiring.placer.local_placer import place_locally
 
-    run_control(settings, listener, ready=_say)
+    run_control(settings, listener, ready=_say, make_placer=place_locally, console=create_console)
 
 
 def _say(control: "Control", url: str, admin_key: str | None) -> None:
-    typer.echo(f"the control plane answers at {url}; it is kept in {control.folder}")
+    console = f"; its console is {url}/console" if control.config.console.enabled else ""
+    typer.echo(f"the control plane answers at {url}{console}; it is kept in {control.folder}")
     if admin_key is not None:
         typer.echo("the operator's key, shown this once and kept nowhere:")
         typer.echo(admin_key)

@@ -41,6 +41,18 @@ AdapterRootOption = Annotated[
     list[Path] | None,
     typer.Option(help="A directory whose sub-directories are LoRA adapters; repeatable. Default: the demo adapters."),
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="GROUP.SETTING=VALUE", help="Any setting by name. May be given several times."),
+]
+ConfigOption = Annotated[Path | None, typer.Option(help="A TOML file of settings.")]
+MaxModelLenOption = Annotated[
+    int | None, typer.Option(help="Longest sequence, prompt and reply together. Default: the window of the base.")
+]
+AdapterStoreOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="URL", help="Place in object storage, such as s3://bucket/prefix. Several may be given."),
+]
 
 
 def plain(text: str) -> str:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from manylora.cli.options import BasesOption, JsonTextOption, QuantizeOption, TensorParallelOption
+from manylora.cli.options import (
+    BasesOption,
+    ConfigOption,
+    JsonTextOption,
+    QuantizeOption,
+    SetOption,
+    TensorParallelOption,
+)
 from manylora.cli.plan_text import BasePlan, capacity_fields, print_capacity, print_sum, remedies, sum_fields
 from manylora.cli.remote.output import fail, say
 
@@ -37,11 +44,8 @@ def plan(
         int | None, typer.Option(help="Sequences of that length that must fit side by side. Default: one.")
     ] = None,
     tensor_parallel: TensorParallelOption = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="GROUP.SETTING=VALUE", help="Any setting by name. May be given several times."),
-    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
     json: JsonTextOption = False,
 ) -> None:
     """Print what fits into the memory: streams, adapters, and the devices that a base needs. Nothing is loaded.
@@ -119,7 +123,8 @@ def _plans(given: "Config", memory: int | None, context: int | None, streams: in
     given = dataclasses.replace(given, engine=dataclasses.replace(given.engine, memory_bytes=memory))
     plans = []
     for base, each in zip(server_bases(given, memory), facts, strict=True):
-        form, part = planned_form(base.config), base.config.engine.memory_bytes
+        form = planned_form(base.config, each.spec, each.directory)
+        part = base.config.engine.memory_bytes
         room = part // base.config.model.tensor_parallel
         found = measure_capacity(base.config, each.spec, form, available_bytes=room, streams=streams)
         plans.append(BasePlan(facts=each, form=form, capacity=found, memory_bytes=part))

@@ -1,5 +1,6 @@
-"""`manylora serve`: the server of base models and their adapters."""
+"""`manylora serve`: the server of base models and their adapters. `manylora engine`: one engine for other servers."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,9 +9,13 @@ import typer
 
 from manylora.cli.options import (
     AdapterRootOption,
+    AdapterStoreOption,
     BasesOption,
+    ConfigOption,
     DeviceOption,
+    MaxModelLenOption,
     QuantizeOption,
+    SetOption,
     TensorParallelOption,
     plain,
 )
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
+    from manylora.config.declaration import Setting
+    from manylora.config.settings import Config
     from manylora.server.engine_client.served_model import ServedModel
 
 MAX_NAMES_SHOWN = 8
@@ -27,34 +34,34 @@ MAX_NAMES_SHOWN = 8
 def serve(
     base: BasesOption = None,
     adapter_root: AdapterRootOption = None,
-    adapter_store: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URL", help="Place in object storage, such as s3://bucket/prefix. Several may be given."),
-    ] = None,
+    adapter_store: AdapterStoreOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 picks a free one. Default: 8080.")] = None,
     auth: Annotated[
         str | None,
         typer.Option(help="Whether requests need a key: on, off, or auto (off on this machine alone). Default: auto."),
     ] = None,
-    max_model_len: Annotated[
-        int | None, typer.Option(help="Longest sequence, prompt and reply together. Default: the window of the base.")
-    ] = None,
+    max_model_len: MaxModelLenOption = None,
     quantize: QuantizeOption = None,
     tensor_parallel: TensorParallelOption = None,
     device: DeviceOption = None,
-    config: Annotated[Path | None, typer.Option(help="A TOML file of settings.")] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="GROUP.SETTING=VALUE", help="Any setting by name. May be given several times."),
-    ] = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
 ) -> None:
     """Serve base models and all their adapters over HTTP.
 
     Without flags it fetches the default base model, serves the demo adapters, and listens on 127.0.0.1:8080. It speaks
     OpenAI's /v1 routes and LoRAX's /generate. Stop it with Ctrl-C: running requests are finished first.
     """
-    from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_bases_fetched, with_registry
+    from manylora.cli.settings import (
+        FACTORY,
+        configuration,
+        given_base,
+        refuse_engine_settings,
+        with_adapter_roots,
+        with_bases_fetched,
+        with_registry,
+    )
     from manylora.http.listener import listen
     from manylora.system.collector import paused
     from manylora.system.log_lines import configure_logs
@@ -66,23 +73,24 @@ def serve(
     configure_logs("edge")
     raise_file_limit()
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
-    settings = configuration(
-        config,
-        set_ or (),
-        {
-            "model.base": base[0] if base else None,
-            "model.more_bases": tuple(base[1:]) if base else None,
-            "model.quantize": quantize,
-            "model.tensor_parallel": tensor_parallel,
-            "model.device": device,
-            "adapters.roots": roots or None,
-            "adapters.stores": tuple(adapter_store or ()) or None,
-            "server.host": host,
-            "server.port": port,
-            "server.auth": auth,
-            "engine.max_model_len": max_model_len,
-        },
-    )
+    flags: dict[str, Setting | None] = {
+        "model.base": base[0] if base else None,
+        "model.more_bases": tuple(base[1:]) if base else None,
+        "model.quantize": quantize,
+        "model.tensor_parallel": tensor_parallel,
+        "model.device": device,
+        "adapters.roots": roots or None,
+        "adapters.stores": tuple(adapter_store or ()) or None,
+        "server.host": host,
+        "server.port": port,
+        "server.auth": auth,
+        "engine.max_model_len": max_model_len,
+    }
+    settings = configuration(config, set_ or (), flags)
+    if settings.fleet.engines:
+        refuse_engine_settings(settings, set_ or (), flags)
+        _serve_fleet(settings, given_base(settings, set_ or (), flags))
+        return
     refuse_impossible_bases(settings)  # before a base of many gigabytes is fetched
     settings = with_registry(with_adapter_roots(with_bases_fetched(settings, to_stdout=True)))
     listener = listen(settings.server.host, settings.server.port, group="server")
@@ -91,6 +99,7 @@ def serve(
     with paused():
         from rich.console import Console
 
+        from manylora.console.application import create_console
         from manylora.server.app.control_session import is_key_needed
         from manylora.server.app.run import Announce, run_server
         from manylora.wiring.control import host_control
@@ -99,7 +108,7 @@ def serve(
     console = Console(highlight=False, emoji=False)
     names = ", ".join(each.name for each in bases)
     with console.status(plain(f"starting {names}"), spinner="dots") as status:
-        terminal = _Terminal(console, status, is_key_needed=is_key_needed(settings))
+        terminal = _Terminal(console, status, settings, is_key_needed=is_key_needed(settings))
         announce = Announce(progress=terminal.progress, ready=terminal.ready, admin_key=terminal.admin_key)
         if lines := division_lines(bases):
             terminal.progress("\n".join(lines))
@@ -109,16 +118,111 @@ def serve(
             factory=FACTORY,
             control=host_control,
             announce=announce,
+            console=create_console,
             bases=[each.config for each in bases],
         )
+
+
+def _serve_fleet(settings: "Config", base: str) -> None:
+    """Serve the base of engines on other machines: without weights, and without a plan of memory.
+
+    Args:  base  the short name that the engines' base must have; empty: any
+    """
+    from manylora.cli.settings import FACTORY, with_registry
+    from manylora.http.listener import listen
+    from manylora.system.collector import paused
+
+    pushes = dataclasses.replace(settings.adapters, pushed_bytes=0)  # a push lies in a folder of this machine
+    settings = with_registry(dataclasses.replace(settings, adapters=pushes))
+    listener = listen(settings.server.host, settings.server.port, group="server")
+    with paused():
+        from rich.console import Console
+
+        from manylora.console.application import create_console
+        from manylora.fleet.edge.transport import FleetTransport
+        from manylora.server.app.control_session import is_key_needed
+        from manylora.server.app.run import Announce, run_server
+        from manylora.wiring.control import host_control
+
+    console = Console(highlight=False, emoji=False)
+    with console.status(f"connecting to {len(settings.fleet.engines)} engines", spinner="dots") as status:
+        terminal = _Terminal(console, status, settings, is_key_needed=is_key_needed(settings))
+        announce = Announce(progress=terminal.progress, ready=terminal.ready, admin_key=terminal.admin_key)
+        run_server(
+            settings,
+            listener,
+            factory=FACTORY,
+            control=host_control,
+            announce=announce,
+            console=create_console,
+            transport=lambda factory, own, report: FleetTransport(own, base=base, on_progress=report),
+        )
+
+
+def engine(
+    base: Annotated[str | None, typer.Option(help="The base model. Default: as `manylora serve`.")] = None,
+    adapter_root: AdapterRootOption = None,
+    adapter_store: AdapterStoreOption = None,
+    listen: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Address to listen on for edges. Default: 127.0.0.1:7070.")
+    ] = None,
+    max_model_len: MaxModelLenOption = None,
+    quantize: QuantizeOption = None,
+    tensor_parallel: TensorParallelOption = None,
+    device: DeviceOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Run one engine of a fleet, without HTTP: servers with its address in `fleet.engines` send it requests.
+
+    Both sides need the same `fleet.secret_file`. SIGTERM lets it finish its requests first.
+    """
+    from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_bases_fetched
+    from manylora.system.collector import paused
+    from manylora.system.log_lines import configure_logs
+    from manylora.system.resources import raise_file_limit
+    from manylora.system.standard_streams import make_streams_lossy
+    from manylora.wiring.bases import refuse_impossible_bases, server_bases
+
+    make_streams_lossy()
+    configure_logs("host")
+    raise_file_limit()
+    roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
+    settings = configuration(
+        config,
+        set_ or (),
+        {
+            "model.base": base,
+            "model.quantize": quantize,
+            "model.tensor_parallel": tensor_parallel,
+            "model.device": device,
+            "adapters.roots": roots or None,
+            "adapters.stores": tuple(adapter_store or ()) or None,
+            "engine.max_model_len": max_model_len,
+            "fleet.listen": listen,
+        },
+    )
+    refuse_impossible_bases(settings)
+    settings = with_adapter_roots(with_bases_fetched(settings, to_stdout=True))
+    with paused():
+        from manylora.fleet.host.run import run_host
+
+    (served,) = server_bases(settings)
+    run_host(
+        served.config,
+        factory=FACTORY,
+        progress=lambda line: typer.echo(line),
+        ready=lambda model, address: typer.echo(f"{model.model_id} is hosted at {address}"),
+    )
 
 
 class _Terminal:
     """Shows the stages of the start with the time of each, then commands to try the server."""
 
-    def __init__(self, console: "Console", status: "Status", *, is_key_needed: bool) -> None:
+    def __init__(self, console: "Console", status: "Status", settings: "Config", *, is_key_needed: bool) -> None:
         from manylora.clock import SystemClock
 
+        self._settings = settings
         self._console = console
         self._status = status
         self._waiting = status.status
@@ -156,6 +260,9 @@ class _Terminal:
         models = ", ".join(plain(each.model_id) for each in bases)
         are = "are" if len(bases) > 1 else "is"
         self._console.print(f"[bold]{models}[/bold] {are} served at [bold]{url}[/bold] ({total_s:.1f} s)")
+        if self._settings.console.enabled:
+            address = self._settings.server.public_url.rstrip("/") or url
+            self._console.print(f"console: [bold]{plain(address)}/console[/bold]", soft_wrap=True)
         shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (" …" if len(names) > MAX_NAMES_SHOWN else "")
         self._console.print(f"{len(names)} adapters{': ' + plain(shown) if names else ''}\n")
         tokenizer = tokenizer_of(served)

@@ -1,19 +1,66 @@
 """The configuration of a verb, from its flags, with the base fetched and the demo adapters found."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import manylora
 from manylora.config.declaration import Setting
 from manylora.config.folders import cache_dir, pushed_dir, registry_dir
-from manylora.config.settings import Config, load_config, parse_setting
+from manylora.config.renames import current_setting
+from manylora.config.settings import Config, leaves, load_config, parse_setting
 from manylora.errors import ConfigInvalid
 from manylora.system.failures import cause_of
 
 FACTORY = "manylora.wiring.engine:build_engine"
 """The name of the function that builds the engine. The process that owns the engine imports it, the edge does not."""
+
+ENGINE_SETTINGS = {
+    "model": (
+        *("more_bases", "memory_share_of", "quantize", "quantize_of", "max_model_len_of", "chat_template", "device"),
+        *("kernels", "threads", "tensor_parallel", "tensor_parallel_of", "collectives", "rank_timeout_s", "spin_us"),
+    ),
+    "engine": (
+        *("max_model_len", "max_running", "max_step_tokens", "batch_step_tokens", "guess_tokens", "guess_width"),
+        *("block_size", "kv_bytes", "memory_bytes", "prefix_cache", "max_gap_steps"),
+    ),
+    "adapters": (
+        *("roots", "stores", "default_source", "revision_ttl_s", "disk_bytes", "host_bytes", "bank_bytes"),
+        *("negative_cache_s", "parallel_loads", "ingest_bytes", "quarantine_hits", "idle_ttl_s"),
+    ),
+}
+"""The settings that engines alone read, by group: at a server with `fleet.engines` they would have no effect."""
+
+
+def refuse_engine_settings(config: Config, assignments: Sequence[str], flags: Mapping[str, Setting | None]) -> None:
+    """Refuse the settings of engines at a server that has none of its own. Raises `ConfigInvalid` with their names.
+
+    A setting counts as given if an option or an assignment has it, or if its value is not the default.
+    """
+    given = _given_names(config, assignments, flags)
+    ignored = [f"{group}.{name}" for group, names in ENGINE_SETTINGS.items() for name in names]
+    if found := [name for name in ignored if name in given]:
+        raise ConfigInvalid(
+            f"{', '.join(found)}: the engines of fleet.engines have their own; give it to each `manylora engine`, and "
+            "leave it out here"
+        )
+
+
+def given_base(config: Config, assignments: Sequence[str], flags: Mapping[str, Setting | None]) -> str:
+    """Return the short name of the base that a server's settings name; empty: they name none."""
+    from manylora.models.fetch.catalog import short_name
+
+    if "model.base" not in _given_names(config, assignments, flags):
+        return ""
+    return short_name(config.model.base.rstrip("/").removesuffix(".gguf"))
+
+
+def _given_names(config: Config, assignments: Sequence[str], flags: Mapping[str, Setting | None]) -> set[str]:
+    usual = leaves(Config())
+    changed = {name for name, value in leaves(config).items() if value != usual[name]}
+    assigned = {current_setting(each.partition("=")[0].strip()) for each in assignments}
+    return changed | assigned | {name for name, value in flags.items() if value not in (None, ())}
 
 
 def configuration(file: Path | None, assignments: Sequence[str], flags: dict[str, Setting | None]) -> Config:
@@ -85,12 +132,14 @@ def with_bases_fetched(config: Config, *, to_stdout: bool = False) -> Config:
 
 def with_registry(config: Config) -> Config:
     """Return the configuration with folders for uploads and pushes, where none are set."""
+    pushed = str(pushed_dir(config)) if config.adapters.pushed_bytes > 0 else ""
+    if config.adapters.registry_url:
+        return dataclasses.replace(config, adapters=dataclasses.replace(config.adapters, pushed_dir=pushed))
     folder = registry_dir(config)
     try:
         for each in (folder.parent, folder):  # a mode given with `parents` is the last folder's alone
             each.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise ConfigInvalid(f"adapters.registry_dir {folder} cannot be used: {cause_of(error)}") from error
-    pushed = str(pushed_dir(config)) if config.adapters.pushed_bytes > 0 else ""
     adapters = dataclasses.replace(config.adapters, registry_dir=str(folder), pushed_dir=pushed)
     return dataclasses.replace(config, adapters=adapters)

@@ -9,6 +9,7 @@ from manylora.errors import AdapterReferenceInvalid, ConfigInvalid
 from manylora.tenancy import BaseLimits, Limits
 
 _PLAN_WEIGHT = re.compile(r"([^=\s,]{1,64})=([1-9][0-9]{0,2}|1000)")
+_ISSUER = re.compile(r"[A-Za-z0-9_-]{1,32}")
 QUANTIZE = ("none", "int8", "int4")
 """Values of `model.quantize`."""
 _SHARE_OF_BASE = re.compile(r"(.+)=([1-9][0-9]{0,2}|1000)")
@@ -39,6 +40,20 @@ def url_or_empty(key: str, value: str) -> None:
         raise ConfigInvalid(f"{key} must be a URL, or empty. Given: {value!r}")
 
 
+def deployment_or_empty(key: str, value: str) -> None:
+    """Check the name of a deployment after that of its tenant, or an empty text."""
+    if value and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}/[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?", value):
+        raise ConfigInvalid(f"{key} must be TENANT/NAME, or empty. Given: {value!r}")
+
+
+def host_and_port(key: str, value: str) -> None:
+    """Check an address such as `10.0.0.1:7070` or `[::1]:7070`."""
+    host, _, port = value.rpartition(":")
+    is_bare_v6 = ":" in host and not (host.startswith("[") and host.endswith("]"))
+    if not host or is_bare_v6 or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65_535:
+        raise ConfigInvalid(f"{key}: an address is host:port, given {value!r}")
+
+
 def web_rule(key: str, value: str) -> None:
     """Check a host, an Origin or a proxy, each as `address_rules.check_rule` reads it."""
     check_rule(key, value)
@@ -62,6 +77,12 @@ def plan_weight(key: str, value: str) -> None:
     """Check a pair `plan=weight`."""
     if not _PLAN_WEIGHT.fullmatch(value):
         raise ConfigInvalid(f"{key}: a plan's weight is plan=1 to plan=1000, given {value!r}")
+
+
+def invoice_issuer(key: str, value: str) -> None:
+    """Check the first part of the numbers of invoices."""
+    if not _ISSUER.fullmatch(value):
+        raise ConfigInvalid(f"{key}: an issuer is 1 to 32 letters, digits, `-` or `_`, given {value!r}")
 
 
 def signup_limit(key: str, value: str) -> None:

@@ -35,7 +35,14 @@ def child_environment() -> dict[str, str]:
 
     With another busy process on the same cores, threads that spin at a barrier make a step several times longer.
     The child imports no file of the working directory: Python takes an empty entry of PYTHONPATH for that directory.
+    It does not get Ray's variables, which have the token of a cluster.
     """
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if Path(path).is_absolute()]
-    found = {**environment(), "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    own = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    found = {**own, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return {**found, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+
+
+def set_variables(variables: dict[str, str]) -> None:
+    """Set variables of this process and of its later children, for libraries that read their settings there."""
+    os.environ.update(variables)

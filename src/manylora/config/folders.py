@@ -43,6 +43,11 @@ def metering_dir(config: Config) -> Path:
     return Path(config.metering.dir).expanduser() if config.metering.dir else cache_dir(config) / "metering"
 
 
+def counts_dir(config: Config) -> Path:
+    """Return the folder of an engine's unrecorded counts: `fleet.counts_dir`, else one in the cache folder."""
+    return Path(config.fleet.counts_dir).expanduser() if config.fleet.counts_dir else cache_dir(config) / "fleet"
+
+
 def pushed_dir(config: Config) -> Path:
     """Return the folder of pushed adapters: `adapters.pushed_dir`, else one in the folder of usage records.
 

@@ -21,10 +21,14 @@ from manylora.config.environment import KEY_VARIABLE, URL_VARIABLE, environment
 from manylora.config.file import is_text, read_tables
 from manylora.config.groups.adapters import AdaptersConfig
 from manylora.config.groups.batches import BatchesConfig
+from manylora.config.groups.console import ConsoleConfig
 from manylora.config.groups.control import ControlConfig
 from manylora.config.groups.engine import EngineConfig
+from manylora.config.groups.fleet import FleetConfig
 from manylora.config.groups.metering import MeteringConfig
 from manylora.config.groups.model import CARD_KERNELS, ModelConfig
+from manylora.config.groups.placement import PlacementConfig
+from manylora.config.groups.ray import RayConfig
 from manylora.config.groups.server import ServerConfig
 from manylora.config.groups.storage import StorageConfig
 from manylora.config.renames import SETTINGS, current_setting, current_value, settled
@@ -44,9 +48,13 @@ class Config:
     adapters: AdaptersConfig = field(default_factory=AdaptersConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
+    console: ConsoleConfig = field(default_factory=ConsoleConfig)
     metering: MeteringConfig = field(default_factory=MeteringConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     batches: BatchesConfig = field(default_factory=BatchesConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
 
 
 def load_config(
@@ -96,7 +104,7 @@ def enabled_sources(config: AdaptersConfig) -> frozenset[SourceName]:
     """Return the sources that adapters may come from."""
     stores = {source for place in config.stores if (source := source_of(place)) is not None}
     hub = (SourceName.HUB,) if config.hub_endpoint else ()
-    registry = (SourceName.PBASE,) if config.registry_dir else ()
+    registry = (SourceName.PBASE,) if config.registry_dir or config.registry_url else ()
     pushed = (SourceName.PUSHED,) if config.pushed_dir else ()
     return frozenset({SourceName.LOCAL, *stores, *hub, *registry, *pushed})
 
@@ -143,11 +151,13 @@ def _check_together(config: Config) -> None:
             raise ConfigInvalid(f"the base {base} is given twice (model.base, model.more_bases); give each base once")
         given.add(base.lower())
     _check_card(model)
+    _check_fleet(config.ray)
+    _check_uploads(config.adapters, config.control)
     for form in (model.quantize, *_forms(model.quantize_of)):
-        if form != "none" and model.kernels not in ("auto", "native"):
+        if form != "none" and model.kernels not in ("native", *CARD_KERNELS):
             raise ConfigInvalid(
-                f"model.quantize {form} is computed by the native kernels: model.kernels must be auto or "
-                f"native. Given: {model.kernels}"
+                f"model.quantize {form} is not computed by these kernels: model.kernels must be auto, native, torch or "
+                f"triton. Given: {model.kernels}"
             )
     if config.adapters.default_source not in (enabled := enabled_sources(config.adapters)):
         raise ConfigInvalid(
@@ -166,6 +176,26 @@ def _check_together(config: Config) -> None:
         )
 
 
+def _check_uploads(adapters: AdaptersConfig, control: ControlConfig) -> None:
+    """Check the place of uploads. Raises `ConfigInvalid`."""
+    if adapters.registry_url and adapters.registry_dir:
+        raise ConfigInvalid(
+            "adapters.registry_url and adapters.registry_dir are both given: uploads come over HTTP, or from the "
+            f"folder {adapters.registry_dir}; leave one out"
+        )
+    if adapters.registry_url and not control.edge_token:
+        raise ConfigInvalid("adapters.registry_url needs control.edge_token, which the control plane asks for")
+
+
+def _check_fleet(ray: RayConfig) -> None:
+    """Check the bounds of the number of replicas. Raises `ConfigInvalid`."""
+    if not ray.least_engines <= ray.engines <= ray.most_engines:
+        raise ConfigInvalid(
+            f"ray.engines must lie between ray.least_engines ({ray.least_engines}) and ray.most_engines "
+            f"({ray.most_engines}). Given: {ray.engines}"
+        )
+
+
 def _check_card(model: ModelConfig) -> None:
     """Check the settings that a card bounds. Raises `ConfigInvalid`."""
     if not model.device.startswith("cuda"):
@@ -175,14 +205,13 @@ def _check_card(model: ModelConfig) -> None:
             f"model.kernels {model.kernels} computes on a CPU: with model.device {model.device} it must be one of "
             f"{', '.join(CARD_KERNELS)}"
         )
-    if form := next((form for form in (model.quantize, *_forms(model.quantize_of)) if form != "none"), None):
-        raise ConfigInvalid(
-            f"model.quantize {form} is computed on a CPU: model.device must be cpu. Given: {model.device}"
-        )
     if model.more_bases:
         raise ConfigInvalid(f"model.device {model.device} serves one base: model.more_bases must be empty")
-    if model.tensor_parallel > 1 or model.tensor_parallel_of:
-        raise ConfigInvalid(f"model.device {model.device} is one card: model.tensor_parallel must be 1")
+    if (model.tensor_parallel > 1 or model.tensor_parallel_of) and model.device != "cuda":
+        raise ConfigInvalid(
+            f"model.device {model.device} is one card: with several ranks (model.tensor_parallel) it must be cuda, "
+            "where rank 0 has the first card"
+        )
 
 
 def _forms(pairs: Sequence[str]) -> list[str]:

@@ -10,11 +10,13 @@ from manylora.clock import Clock
 from manylora.config.folders import registry_dir, storage_dir
 from manylora.config.settings import Config
 from manylora.control.bases import served_bases
+from manylora.control.deployment_loads import DeploymentLoads
 from manylora.control.key_uses import KeyUses
 from manylora.control.storage.database import Database
 
 if TYPE_CHECKING:
     from manylora.control.billing.heavy_read_client import HeavyReads
+    from manylora.control.deployments.placer import Placer
 
 SERVED_MS = 600_000
 """Time after an edge's last request until its base model counts as no longer served."""
@@ -32,6 +34,8 @@ class Control:
     uses            last uses of keys that the janitor has not stored yet
     served_ms       base model → moment at which an edge last named it as served
     reads           queue of reads that may take long
+    loads           loads of dedicated deployments, as edges report them
+    placers         the placer that runs dedicated deployments; empty: none does
     """
 
     config: Config
@@ -45,11 +49,18 @@ class Control:
     uses: KeyUses = field(default_factory=KeyUses)
     served_ms: dict[str, int] = field(default_factory=dict)
     reads: "HeavyReads"
+    loads: DeploymentLoads = field(default_factory=DeploymentLoads)
+    placers: "list[Placer]" = field(default_factory=list)
 
     async def close(self) -> None:
         """End the process of heavy reads, and close the database's connections."""
         await self.reads.close()
         await self.database.close()
+
+    @property
+    def placer(self) -> "Placer | None":
+        """Return the placer that runs dedicated deployments; None: none does."""
+        return self.placers[0] if self.placers else None
 
     @property
     def registry_dir(self) -> Path:

@@ -2,13 +2,14 @@
 
     ManyloraError
     ├── RequestRejected            the request itself is wrong; nothing was done
-    │   ├── InvalidJson  InvalidParameter (ToolsRefused)  ContextLengthExceeded  TemplateFailed
+    │   ├── InvalidJson  InvalidParameter (ToolsRefused)  ContextLengthExceeded
+    │   ├── TemplateFailed (TemplateVariableMissing)
     │   ├── BodyTooLarge  UnsupportedMediaType  MethodNotAllowed  RouteNotFound
     │   ├── DeploymentNotFound  TaskUnsupported  RouteNotBuilt  InsufficientPermissions
     │   ├── HostNotAllowed  OriginNotAllowed  RequestTimedOut  HeadTooLarge  NotHttp
     │   ├── AdapterReferenceInvalid  InvalidApiKey  TenantMismatch  TenantSuspended
     │   ├── LimitExceeded  RequestRateExceeded  TokenRateExceeded  StreamLimitExceeded  QuotaExhausted
-    │   └── ResourceNotFound  NameTaken  StorageLimitExceeded  SignupClosed
+    │   └── ResourceNotFound  NameTaken  StateChanged  StorageLimitExceeded  SignupClosed
     ├── AdapterError               the adapter cannot serve this request
     │   ├── AdapterNotFound  AdapterAccessDenied  AdapterIncompatible  AdapterUnsupported
     │   ├── AdapterCorrupt  AdapterUnsafeFormat  AdapterTooLarge  AdapterMergeInvalid
@@ -63,10 +64,12 @@ from manylora.errors.requests import ResourceNotFound as ResourceNotFound
 from manylora.errors.requests import RouteNotBuilt as RouteNotBuilt
 from manylora.errors.requests import RouteNotFound as RouteNotFound
 from manylora.errors.requests import SignupClosed as SignupClosed
+from manylora.errors.requests import StateChanged as StateChanged
 from manylora.errors.requests import StorageLimitExceeded as StorageLimitExceeded
 from manylora.errors.requests import StreamLimitExceeded as StreamLimitExceeded
 from manylora.errors.requests import TaskUnsupported as TaskUnsupported
 from manylora.errors.requests import TemplateFailed as TemplateFailed
+from manylora.errors.requests import TemplateVariableMissing as TemplateVariableMissing
 from manylora.errors.requests import TenantMismatch as TenantMismatch
 from manylora.errors.requests import TenantSuspended as TenantSuspended
 from manylora.errors.requests import TokenRateExceeded as TokenRateExceeded

@@ -31,6 +31,12 @@ class TemplateFailed(RequestRejected):
     row = ErrorRow(422, "template_error", 400, INVALID, "template_error")
 
 
+class TemplateVariableMissing(TemplateFailed):
+    """The chat template needs a variable that the request does not set."""
+
+    row = ErrorRow(422, "missing_template_variable", 400, INVALID, "template_error")
+
+
 class ToolsRefused(InvalidParameter):
     """The tools, their choice or their calls are wrong, or the model has no form of calls."""
 
@@ -170,7 +176,7 @@ class StreamLimitExceeded(LimitExceeded):
 
 
 class QuotaExhausted(RequestRejected):
-    """The credit or the month's budget is used up."""
+    """The credit, a monthly limit or a budget is used up."""
 
     row = ErrorRow(429, "rate_limited", 429, "insufficient_quota", "insufficient_quota")
 
@@ -185,6 +191,12 @@ class NameTaken(RequestRejected):
     """The name is taken already."""
 
     row = ErrorRow(409, "validation", 409, INVALID, "name_taken")
+
+
+class StateChanged(RequestRejected):
+    """The state of the server is not the one that the request was made for. Nothing, or no further step, was done."""
+
+    row = ErrorRow(409, "validation", 409, INVALID, "state_changed")
 
 
 class StorageLimitExceeded(RequestRejected):

@@ -24,6 +24,7 @@ class Caller:
     has_budget    whether the key's spending in a month is limited
     source_token  the bearer, if it is a token for adapters of a hub
     is_batch      the request is a line of a batch: interactive requests go before it, and it has a price of its own
+    is_shadow     the request repeats another with the shadow of an alias; it is a line of a batch in all but its price
     """
 
     tenant: TenantId
@@ -36,6 +37,7 @@ class Caller:
     has_budget: bool = False
     source_token: str = ""
     is_batch: bool = False
+    is_shadow: bool = False
 
     def require(self, scope: Scope) -> None:
         """Raise `InsufficientPermissions`, naming the scope, if the key lacks it."""

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from manylora.config.address_rules import Network, network_of
 from manylora.errors import HostNotAllowed, OriginNotAllowed
 from manylora.http.loopback import is_loopback
-from manylora.http.paths import PATHS, Trait, deployment_path
+from manylora.http.paths import PATHS, Component, Trait, deployment_path
 from manylora.system.printable import printable
 
 Scope = dict[str, Any]  # ASGI's own type is a dictionary of anything
@@ -94,12 +94,16 @@ class OriginPolicy:
         origin = _page(headers, scope)
         if origin is None:
             return None
+        is_own = origin != NO_ORIGIN and host is not None and _authority(origin) == host.lower()
+        if PATHS.area_of(scope["path"]).component is Component.CONSOLE:
+            if is_own:
+                return None
+            raise OriginNotAllowed("the console answers its own pages alone; open it by its address")
         if not self.is_key_needed and not _is_open_to_pages(scope["path"]):
             raise OriginNotAllowed(
                 f"this came from a web page (`{printable(origin[:80])}`), which may only infer and read models where "
                 "no keys are needed; use a program, or start the server with keys (server.auth=on)"
             )
-        is_own = origin != NO_ORIGIN and host is not None and _authority(origin) == host.lower()
         is_local = not self.is_key_needed and is_loopback(_name(origin))
         is_listed = origin in self.origins or (self.is_key_needed and ANY in self.origins and origin != NO_ORIGIN)
         if is_own or is_local or is_listed:
@@ -209,7 +213,12 @@ def _page(headers: Mapping[str, Sequence[str]], scope: Scope) -> str | None:
     if site not in ("cross-site", "same-site"):
         return None
     is_visit = scope["method"] == "GET" and _last(headers.get("sec-fetch-mode")) == "navigate"
-    return None if is_visit and PATHS.any_has_trait(scope["path"], Trait.VISITED) else NO_ORIGIN
+    return None if is_visit and _is_visited(scope["path"]) else NO_ORIGIN
+
+
+def _is_visited(path: str) -> bool:
+    """Return whether a person may follow a link of another site to a path."""
+    return PATHS.any_has_trait(path, Trait.VISITED) or PATHS.area_of(path).component is Component.CONSOLE
 
 
 def _is_open_to_pages(path: str) -> bool:

@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from manylora.clock import Clock
 from manylora.errors import StartupError
 
 HASTE_WAIT_S = 2.0
+LOOK_S = 0.2
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 Result = TypeVar("Result")
@@ -94,3 +96,12 @@ class StopSignals:
         finally:
             hurried.cancel()
             doing.cancel()
+
+
+def wait_for_stop(clock: Clock) -> None:
+    """Wait for SIGTERM or SIGINT. Later signals have no effect, so that the caller ends in order."""
+    come: list[int] = []
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: come.append(number))
+    while not come:
+        clock.sleep_s(LOOK_S)

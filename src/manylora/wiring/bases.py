@@ -201,7 +201,7 @@ def _own(config: Config, values: Mapping[str, str | None], num_bases: int) -> Co
         config.model,
         quantize=values["quantize_of"] or config.model.quantize,
         tensor_parallel=ranks,
-        device=config.model.device if num_bases == ranks == 1 else "cpu",  # `auto`; a named card has one base, one rank
+        device=_device(config, num_bases, ranks),
         memory_share_of=(),
         quantize_of=(),
         max_model_len_of=(),
@@ -212,6 +212,12 @@ def _own(config: Config, values: Mapping[str, str | None], num_bases: int) -> Co
     )
     adapters = dataclasses.replace(config.adapters, disk_bytes=config.adapters.disk_bytes // num_bases)
     return dataclasses.replace(config, model=model, engine=engine, adapters=adapters)
+
+
+def _device(config: Config, num_bases: int, ranks: int) -> str:
+    """Return the device of a base: `auto` finds a card for one base of one rank, and cards are named for more ranks."""
+    device = config.model.device
+    return "cpu" if num_bases > 1 or (ranks > 1 and device == "auto") else device
 
 
 def _with_memory(config: Config, num_bytes: int) -> Config:
@@ -258,7 +264,8 @@ def _prefixed(bases: Sequence[ServerBase], given: str) -> tuple[int | None, str]
 
 def _sizes(base: ServerBase) -> BaseSizes:
     """Return the sizes of a base, or of the shard of each of its ranks."""
-    return base_sizes(base.config, shard(base.spec, base.config.model.tensor_parallel), planned_form(base.config))
+    form = planned_form(base.config, base.spec, base.directory)
+    return base_sizes(base.config, shard(base.spec, base.config.model.tensor_parallel), form)
 
 
 def _ranks_text(base: ServerBase) -> str:

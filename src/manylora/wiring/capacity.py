@@ -10,7 +10,7 @@ from manylora.adapters.base_shape import base_shape
 from manylora.adapters.packing.lora_sizes import TARGETS, lora_bytes
 from manylora.config.settings import Config
 from manylora.engine.scheduling.retention import Retention
-from manylora.kernels.storage_form import QUANTISED, StorageForm
+from manylora.kernels.storage_form import CARDS, QUANTISED, StorageForm
 from manylora.models.sizes import kv_block_bytes
 from manylora.models.spec import ModelSpec
 from manylora.models.tensor_parallel import degrees, shard
@@ -95,7 +95,7 @@ def measure_capacity(
     """
     part = shard(spec, config.model.tensor_parallel)
     own, plan, objection = _plan(config, part, form, available_bytes, streams)
-    quantised = QUANTISED if form in QUANTISED.values() else {}
+    quantised = next((forms for forms in (QUANTISED, CARDS) if form in forms.values()), {})
     return MemoryCapacity(
         config=own,
         plan=plan,

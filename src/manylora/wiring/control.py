@@ -9,6 +9,7 @@ from manylora.control.process.running import running_control
 from manylora.control.tenants.signup import unknown_signup_bases
 from manylora.errors import ConfigInvalid
 from manylora.server.app.control_session import HostedControl
+from manylora.wiring.placer.local_placer import place_locally
 
 
 async def host_control(config: Config, is_key_needed: bool) -> HostedControl:
@@ -19,7 +20,7 @@ async def host_control(config: Config, is_key_needed: bool) -> HostedControl:
     """
     control = await asyncio.to_thread(open_control, config, is_key_needed=is_key_needed)
     stack = AsyncExitStack()
-    running = await stack.enter_async_context(running_control(control))
+    running = await stack.enter_async_context(running_control(control, make_placer=place_locally))
     for message in await unknown_signup_bases(control):
         await stack.aclose()
         raise ConfigInvalid(message)

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapters.banks.bank import Bank
+from manylora.adapters.banks.devices import CardBank, CpuBank
+from manylora.adapters.banks.ranked import RankedBank
 from manylora.adapters.base_shape import BaseShape, base_shape
-from manylora.adapters.ranks.bank import RankedBank
 from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store.store import Store
-from manylora.adapters.tiers.bank import Bank, CardBank, CpuBank
 from manylora.clock import Clock, SystemClock
 from manylora.config.folders import cache_dir
 from manylora.config.settings import Config, enabled_sources
@@ -22,6 +23,7 @@ from manylora.engine.engine import Engine
 from manylora.engine.execution.batch import BatchBuilder
 from manylora.engine.execution.executor import Executor, one_rank
 from manylora.engine.execution.ranks.executor import FirstRank, RanksExecutor
+from manylora.engine.execution.ranks.heartbeat import RankHeartbeat
 from manylora.engine.execution.ranks.placements import PlacementStream
 from manylora.engine.execution.runner import Runner
 from manylora.engine.grammars.compiler import GrammarCompiler
@@ -38,7 +40,13 @@ from manylora.kernels.adapter_layout import MAX_ADDED_TOKENS
 from manylora.kernels.interface import Kernels
 from manylora.kernels.operands import KvCache
 from manylora.kernels.select import select_kernels
-from manylora.models.checkpoint_files import checked_entries, fingerprint, storage_formats
+from manylora.kernels.storage_form import StorageForm
+from manylora.models.checkpoint_files import (
+    checked_entries,
+    fingerprint,
+    form_with_stored,
+    storage_formats,
+)
 from manylora.models.fetch.catalog import request_names, resolve, served_name, short_name
 from manylora.models.llama import LlamaModel
 from manylora.models.spec import ModelSpec, read_spec
@@ -50,7 +58,7 @@ from manylora.server.engine_client.served_model import ServedModel
 from manylora.system.resources import Resources, find_resources
 from manylora.wiring.adapter_store import open_store
 from manylora.wiring.load_progress import LoadProgress
-from manylora.wiring.memory_plan import MemoryPlan
+from manylora.wiring.memory_plan import MemoryPlan, capture_limits
 from manylora.wiring.planning import plan_card, plan_here
 from manylora.wiring.ranks import Ranks, RankSizes, rank_device, rank_facts, rank_threads, starting
 from manylora.wiring.step_limits import step_limits
@@ -95,10 +103,11 @@ def _build(
     report: ReportLine,
 ) -> tuple[Engine, ServedModel]:
     clock = SystemClock()
-    formats = storage_formats(checked_entries(base_dir, spec))
+    entries = checked_entries(base_dir, spec)
+    formats = storage_formats(entries)
     threads = rank_threads(config, config.model.threads or resources.threads)
     report(f"kernels {kernels.name} loaded, {kernels.form.weights} weights, {threads} threads")
-    plan = make_plan(config, spec, kernels, resources)
+    plan = make_plan(config, spec, kernels, form_with_stored(kernels.form, spec, entries), resources)
     report("\n".join(plan.lines()))
     template = _chat_template(config)
     tokenizer = Tokenizer(base_dir, chat_template=template, clock=clock)
@@ -109,8 +118,7 @@ def _build(
     model = _load_model(config, base_dir, spec, kernels, plan, ranks, digest, progress)
     report(progress.summary(formats))
     store = _open_store(config, plan, base_shape(spec, base_dir.name, digest), base_dir, kernels, clock, ranks)
-    engine = wire_engine(config, plan, model, kernels, store, tokenizer, grammars, clock, ranks)
-    report("adapter store opened, KV cache laid out")
+    engine = wire_engine(config, plan, model, kernels, store, tokenizer, grammars, clock, ranks, report)
     served = _served(config, base_dir, spec, digest, kernels, plan, clock)
     return engine, dataclasses.replace(served, chat_template=template)
 
@@ -127,9 +135,9 @@ def _load_model(
 ) -> LlamaModel:
     """Return the model, or rank 0's part of it after all other ranks have theirs."""
     if ranks is None:
-        return LlamaModel(
-            spec, load_weights(base_dir, spec, kernels, progress), kernels, max_positions=plan.max_model_len
-        )
+        weights = load_weights(base_dir, spec, kernels, progress)
+        captured = capture_limits(config, spec, plan.max_model_len)
+        return LlamaModel(spec, weights, kernels, max_positions=plan.max_model_len, captured=captured)
     sizes = RankSizes(
         kv_blocks=plan.kv_blocks,
         block_size=plan.block_size,
@@ -200,12 +208,15 @@ def _refuse_adapters_named_as_the_base(config: Config, model_id: str) -> None:
         )
 
 
-def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, resources: Resources) -> MemoryPlan:
-    """Return the memory plan from shapes alone, so that an impossible plan is refused before a weight is read."""
+def make_plan(config: Config, spec: ModelSpec, kernels: Kernels, form: StorageForm, resources: Resources) -> MemoryPlan:
+    """Return the memory plan from shapes alone, so that an impossible plan is refused before a weight is read.
+
+    Args:  form  of the kernels, with the bits that the checkpoint's matrices take
+    """
     if kernels.own_memory_bytes is not None:
         own = shard(spec, config.model.tensor_parallel)
-        return plan_card(config, own, kernels.form, kernels.own_memory_bytes, resources.memory_bytes)
-    return plan_here(config, spec, kernels.form, config.engine.memory_bytes or resources.memory_bytes)
+        return plan_card(config, own, form, kernels.own_memory_bytes, resources.memory_bytes)
+    return plan_here(config, spec, form, config.engine.memory_bytes or resources.memory_bytes)
 
 
 def wire_engine(
@@ -218,8 +229,9 @@ def wire_engine(
     grammars: GrammarCompiler,
     clock: Clock,
     ranks: Ranks | None = None,
+    report: ReportLine = lambda line: None,
 ) -> Engine:
-    """Build an engine of scheduler, executor and adapter store around a loaded model."""
+    """Build an engine of scheduler, executor and adapter store around a loaded model, whose steps are captured here."""
     limits, spec = config.engine, model.spec
     kv = kernels.new_kv(
         layers=spec.num_layers,
@@ -228,6 +240,9 @@ def wire_engine(
         kv_heads=model.own_spec.kv_heads,
         head_dim=spec.head_dim,
     )
+    report("adapter store opened, KV cache laid out")
+    if captured := model.prepare(kv):
+        report(f"{captured} graphs of steps captured")
     builder = BatchBuilder(
         kernels,
         store.weights,
@@ -236,7 +251,7 @@ def wire_engine(
         vocab=spec.vocab,
         hidden=spec.hidden,
     )
-    executor = _executor(model, kv, builder, kernels, ranks)
+    executor = _executor(model, kv, builder, kernels, ranks, clock)
     pool = BlockPool(executor.kv.num_blocks, executor.kv.block_size, prefix_cache=limits.prefix_cache)
     lender = KvLender(pool, executor.kv, kept_blocks=plan.blocks_per_sequence)
     store.borrow_from(lender)
@@ -258,15 +273,18 @@ def wire_engine(
         # The stop strings are found in the same decoded text that the reply has.
         open_text=lambda added, skips: tokenizer.with_added(added).stream(skip_special_tokens=skips, continues=True),
         ranks=executor.numbers if isinstance(executor, RanksExecutor) else one_rank,
+        computed=kernels.steps,
     )
 
 
-def _executor(model: LlamaModel, kv: KvCache, builder: BatchBuilder, kernels: Kernels, ranks: Ranks | None) -> Executor:
+def _executor(
+    model: LlamaModel, kv: KvCache, builder: BatchBuilder, kernels: Kernels, ranks: Ranks | None, clock: Clock
+) -> Executor:
     if ranks is None:
-        return Runner(model, kv, builder, kernels.sample, kernels.mask_logits)
+        return Runner(model, kv, builder, kernels.sample, kernels.mask_logits, kernels.score)
     first = FirstRank(model)
-    runner = Runner(first, kv, builder, kernels.sample, kernels.mask_logits)
-    return RanksExecutor(runner, first, ranks.processes, ranks.group)
+    runner = Runner(first, kv, builder, kernels.sample, kernels.mask_logits, kernels.score)
+    return RanksExecutor(runner, first, ranks.processes, ranks.group, RankHeartbeat(ranks.processes, clock))
 
 
 def _choose_kernels(config: Config, resources: Resources) -> Kernels:
@@ -306,6 +324,7 @@ def _open_store(
         bank=_bank(kernels, plan.bank_bytes, ranks),
         folder=cache_dir(config) / "adapters",
         clock=clock,
+        registry_token=config.control.edge_token,
     )
 
 
@@ -314,7 +333,7 @@ def _bank(kernels: Kernels, num_bytes: int, ranks: Ranks | None) -> Bank:
         return RankedBank(num_bytes, ranks.share, PlacementStream(ranks.processes), kernels.place)
     if kernels.own_memory_bytes is None:
         return CpuBank(num_bytes)
-    return CardBank(num_bytes, kernels.place)
+    return CardBank(num_bytes, kernels.copies())
 
 
 def _served(

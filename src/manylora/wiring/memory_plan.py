@@ -12,8 +12,10 @@ from manylora.config.groups.adapters import MIB
 from manylora.config.settings import Config
 from manylora.engine.scheduling.retention import Retention
 from manylora.errors import MemoryPlanImpossible
+from manylora.kernels.captures.limits import CaptureLimits, captured_rows
+from manylora.kernels.projections import table_width
 from manylora.kernels.storage_form import StorageForm
-from manylora.models.sizes import angle_bytes, kv_block_bytes, step_bytes, weight_bytes
+from manylora.models.sizes import angle_bytes, kv_block_bytes, step_bytes, weight_bytes, widened_bytes
 from manylora.models.spec import ModelSpec
 
 EDGE_BYTES = 192 * MIB
@@ -55,6 +57,8 @@ class BaseSizes:
     max_positions   the base model's own window
     sliding_window  positions that a row of the model sees, in the layer that sees most; None: all before it
     step_bytes      activations and logits of a step of `engine.max_step_tokens` rows, and the rotary angles
+    captured_bytes  of a card: inputs, rows between operations and graphs of its captured steps
+    captured_graphs of a card: their number
     """
 
     name: str
@@ -63,19 +67,45 @@ class BaseSizes:
     max_positions: int
     sliding_window: int | None = None
     step_bytes: int = 0
+    captured_bytes: int = 0
+    captured_graphs: int = 0
 
 
 def base_sizes(config: Config, spec: ModelSpec, form: StorageForm) -> BaseSizes:
     """Return the sizes of a base, or of the shard that `spec` describes. Nothing is read or allocated."""
     engine = config.engine
     window = min(engine.max_model_len or spec.max_positions, spec.max_positions)
+    limits = capture_limits(config, spec, window)
+    captured = 0 if limits is None else limits.num_bytes + step_bytes(spec, captured_rows(limits.max_rows)[-1])
     return BaseSizes(
         name=config.model.base,
         weight_bytes=weight_bytes(spec, form),
         kv_block_bytes=kv_block_bytes(spec, form, engine.block_size),
         max_positions=spec.max_positions,
         sliding_window=spec.kv_window,
-        step_bytes=step_bytes(spec, engine.max_step_tokens, config.model.tensor_parallel) + angle_bytes(spec, window),
+        step_bytes=step_bytes(spec, engine.max_step_tokens, config.model.tensor_parallel)
+        + angle_bytes(spec, window)
+        + widened_bytes(spec, form),
+        captured_bytes=captured,
+        captured_graphs=0 if limits is None else limits.num_graphs,
+    )
+
+
+def capture_limits(config: Config, spec: ModelSpec, window: int) -> CaptureLimits | None:
+    """Return the limits of the steps of a base that a card captures; None where the settings name no card for it.
+
+    Args:  window  positions of a sequence at most
+    """
+    if config.model.device == "cpu" or config.model.kernels == "torch" or config.model.tensor_parallel > 1:
+        return None
+    return CaptureLimits(
+        max_rows=config.engine.max_running,
+        max_positions=window,
+        block_size=config.engine.block_size,
+        vocab=spec.vocab,
+        layers=spec.num_layers,
+        width=table_width(0 if spec.experts is None else spec.experts.count),
+        max_rank=config.adapters.max_rank,
     )
 
 
@@ -90,6 +120,7 @@ class MemoryPlan:
     host_tier_bytes      packed images in host memory beside a card; 0 on a CPU
     host_bytes           bytes that the processes of a server with a card may take of the host; None: not known
     is_card              the parts are those of a card: ingest, prompts, host tier and processes take host memory
+    captured_bytes       of a card: what captured steps take; `captured_graphs` is their number
 
     On a CPU the bank and the host tier are the same memory, within the smaller of the two budgets.
     """
@@ -113,6 +144,8 @@ class MemoryPlan:
     host_tier_bytes: int = 0
     host_bytes: int | None = None
     is_card: bool = False
+    captured_bytes: int = 0
+    captured_graphs: int = 0
 
     @property
     def parts(self) -> dict[str, int]:
@@ -124,6 +157,7 @@ class MemoryPlan:
             "adapters": self.bank_bytes,
             **({} if self.is_card else beside),
             "step buffers": self.step_bytes,
+            **({"captured steps": self.captured_bytes} if self.captured_graphs else {}),
             "processes": self.process_bytes,
         }
 
@@ -136,7 +170,7 @@ class MemoryPlan:
             "host tier": self.host_tier_bytes,
             "adapter ingest": self.ingest_bytes,
             "prompts": self.prompt_bytes,
-            "processes": PROCESS_BYTES,
+            "processes": self.ranks * rank_process_bytes(self.ranks),
         }
 
     @property
@@ -151,6 +185,7 @@ class MemoryPlan:
         ranks = "" if self.ranks == 1 else f" for each of {self.ranks} ranks"
         shown = {"weights": "base weights", "adapters": "adapter bank"}
         notes = {"KV cache": f"   {positions} positions, window {self.max_model_len}{sliding}"}
+        notes["captured steps"] = f"   {self.captured_graphs} graphs"
         lines = [f"{'card memory' if self.is_card else 'memory'} available {_mib(self.available_bytes)}{ranks}"]
         for title, parts in (("", self.parts), ("host memory", self.host_parts)):
             lines += [title] if title and parts else []
@@ -228,7 +263,8 @@ def divide_memory(
     window = min(engine.max_model_len or sizes.max_positions, sizes.max_positions)
     is_card = config.model.device.startswith("cuda")
     process_bytes = CARD_BYTES if is_card else rank_process_bytes(ranks)
-    left = available_bytes - sizes.weight_bytes - sizes.step_bytes - process_bytes
+    captured_bytes = sizes.captured_bytes if is_card else 0
+    left = available_bytes - sizes.weight_bytes - sizes.step_bytes - captured_bytes - process_bytes
     shares = _card_shares(config, left, host_bytes, window) if is_card else _shares(config, left, window)
     sliding_window = sizes.sliding_window
     if sliding_window is not None and sliding_window >= window:
@@ -260,6 +296,8 @@ def divide_memory(
         host_tier_bytes=shares.host_tier,
         host_bytes=host_bytes if is_card else None,
         is_card=is_card,
+        captured_bytes=captured_bytes,
+        captured_graphs=sizes.captured_graphs if is_card else 0,
     )
 
 
@@ -285,11 +323,13 @@ def _shares(config: Config, left: int, window: int) -> _Shares:
 def _card_shares(config: Config, left: int, host_bytes: int | None, window: int) -> _Shares:
     """Return the shares with a card, of which `left` bytes are beside weights and processes."""
     adapters = config.adapters
-    host_left = None if host_bytes is None else host_bytes - PROCESS_BYTES
+    ranks = config.model.tensor_parallel
+    host_left = None if host_bytes is None else host_bytes - ranks * rank_process_bytes(ranks)
     bank = adapters.bank_bytes or max(0, left // _SHARE_OF_ADAPTERS)
     most = bank if host_left is None else max(0, host_left // _SHARE_OF_ADAPTERS)
     ingest, prompts = _beside(config, host_left, window)
-    return _Shares(bank, adapters.host_bytes or min(bank, most), ingest, prompts, bank)
+    host_tier = 0 if ranks > 1 else adapters.host_bytes or min(bank, most)  # ranks place what comes from the disk
+    return _Shares(bank, host_tier, ingest, prompts, bank)
 
 
 def _beside(config: Config, left: int | None, window: int) -> tuple[int, int]:

@@ -5,12 +5,18 @@ No weight is read, no kernel is compiled, nothing is fetched. Imports without to
 
 import dataclasses
 import os
+from pathlib import Path
 
 from manylora.config.folders import cache_dir
+from manylora.config.groups.model import CARD_KERNELS
 from manylora.config.settings import Config
 from manylora.errors import ConfigInvalid, MemoryPlanImpossible, StartupError
 from manylora.kernels.cpu.native.build import has_compiler
 from manylora.kernels.storage_form import FLOAT32, StorageForm, expected_form
+from manylora.models.checkpoint_files import (
+    checked_entries,
+    form_with_stored,
+)
 from manylora.models.fetch.catalog import describe
 from manylora.models.spec import ModelSpec
 from manylora.models.tensor_parallel import shard
@@ -19,15 +25,23 @@ from manylora.system.resources import find_resources, has_cuda_device, machine_b
 from manylora.wiring.memory_plan import MemoryPlan, base_sizes, plan_memory
 
 
-def planned_form(config: Config) -> StorageForm:
+def planned_form(config: Config, spec: ModelSpec | None = None, directory: Path | None = None) -> StorageForm:
     """Return the storage of the back end that the settings choose.
 
     On a CPU without a compiler that is the form of the reference kernels.
+
+    Args:  spec, directory  of a base whose files are here: what they store in four bits counts as the back end keeps it
     """
     model = config.model
-    if not model.device.startswith("cuda") and not has_compiler():
+    if not model.device.startswith("cuda") and model.kernels not in CARD_KERNELS[1:] and not has_compiler():
         return FLOAT32
-    return expected_form(model.kernels, model.quantize, model.device)
+    form = expected_form(model.kernels, model.quantize, model.device)
+    if spec is None or directory is None or not form.keeps_four_bits or form.quantises_to_four_bits:
+        return form
+    try:
+        return form_with_stored(form, spec, checked_entries(directory, spec))
+    except StartupError:
+        return form  # a directory without weights is planned by its shape; the start checks the files
 
 
 def available_bytes(config: Config) -> int:
@@ -54,10 +68,11 @@ def refuse_impossible_ranks(config: Config, spec: ModelSpec) -> None:
         shard(spec, model.tensor_parallel)
     except ConfigInvalid as error:
         raise ConfigInvalid(f"{model.base}: {error.message} (model.tensor_parallel)") from error
-    if model.tensor_parallel > 1 and model.device.startswith("cuda"):
-        raise ConfigInvalid(f"model.device {model.device} is one card: model.tensor_parallel of {model.base} must be 1")
-    if model.tensor_parallel > 1 and model.collectives == "nccl" and not has_cuda_device():
-        raise ConfigInvalid("model.collectives nccl joins CUDA devices, and this machine has none: take gloo")
+    if model.tensor_parallel > 1 and model.collectives == "nccl":
+        if not has_cuda_device():
+            raise ConfigInvalid("model.collectives nccl joins CUDA devices, and this machine has none: take gloo")
+        if model.device == "cpu":
+            raise ConfigInvalid("model.collectives nccl joins CUDA devices: with model.device cpu take gloo")
 
 
 def refuse_hidden_losses(config: Config) -> None:
@@ -86,7 +101,7 @@ def refuse_impossible_plan(config: Config) -> None:
         return
     refuse_impossible_ranks(config, facts.spec)
     if config.model.device == "cpu":
-        plan_here(config, facts.spec, planned_form(config), available_bytes(config))
+        plan_here(config, facts.spec, planned_form(config, facts.spec, facts.directory), available_bytes(config))
 
 
 def plan_card(config: Config, spec: ModelSpec, form: StorageForm, card_bytes: int, host_bytes: int) -> MemoryPlan:

@@ -31,9 +31,14 @@ from manylora.failure import Failure
 from manylora.kernels.collectives import CollectiveFailed
 from manylora.kernels.interface import Kernels
 from manylora.kernels.select import select_kernels
-from manylora.models.checkpoint_files import fingerprint
+from manylora.kernels.storage_form import StorageForm
+from manylora.models.checkpoint_files import (
+    checked_entries,
+    fingerprint,
+    form_with_stored,
+)
 from manylora.models.llama import LlamaModel
-from manylora.models.sizes import kv_block_bytes, step_bytes, weight_bytes
+from manylora.models.sizes import kv_block_bytes, step_bytes, weight_bytes, widened_bytes
 from manylora.models.spec import ModelSpec, read_spec
 from manylora.models.tensor_parallel import Share
 from manylora.models.weights import load_weights
@@ -95,9 +100,10 @@ def _build(commands: CommandSocket) -> RankWorker:
     commands.send(Command.of_text(CommandKind.HELLO, msgspec.json.encode(facts)))
     begin = msgspec.json.decode(_text(commands, CommandKind.BEGIN), type=RankBegin)
     sizes = begin.sizes
-    _refuse_too_little_memory(share.own, kernels, sizes, share.degree)
+    form = form_with_stored(kernels.form, spec, checked_entries(base_dir, spec))
+    _refuse_too_little_memory(share.own, kernels, form, sizes, share.degree)
     commands.send(Command(CommandKind.FITS))
-    meeting = meeting_in(Path(begin.meeting), share.degree)
+    meeting = meeting_in(begin.meeting, share.degree)
     ranks = join_group(model.collectives, meeting, order.rank, share.degree, model.rank_timeout_s)
     weights = load_weights(base_dir, spec, kernels, share=share)
     llama = LlamaModel(spec, weights, kernels, max_positions=sizes.max_positions, share=share, ranks=ranks)
@@ -136,10 +142,11 @@ def _kernels(config: Config, rank: int) -> Kernels:
     return kernels
 
 
-def _refuse_too_little_memory(own: ModelSpec, kernels: Kernels, sizes: RankSizes, ranks: int) -> None:
-    """Raise `MemoryPlanImpossible` if the machine has too little left for this rank's share alone."""
-    form = kernels.form
-    needed = weight_bytes(own, form) + step_bytes(own, sizes.max_rows, ranks)
+def _refuse_too_little_memory(
+    own: ModelSpec, kernels: Kernels, form: StorageForm, sizes: RankSizes, ranks: int
+) -> None:
+    """Raise `MemoryPlanImpossible` if the machine, or the card, has too little left for this rank's share alone."""
+    needed = weight_bytes(own, form) + step_bytes(own, sizes.max_rows, ranks) + widened_bytes(own, form)
     needed += sizes.kv_blocks * kv_block_bytes(own, form, sizes.block_size)
     left = kernels.own_memory_bytes or find_resources((os.getpid(),)).memory_bytes
     if needed > left:

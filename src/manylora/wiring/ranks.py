@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 
 from manylora.config.settings import Config
 from manylora.engine.execution.ranks.commands import CommandKind
-from manylora.engine.execution.ranks.group import ProcessGroupRanks, join_group, meeting_in
+from manylora.engine.execution.ranks.group import ProcessGroupRanks, join_group, meeting_in, new_meeting
 from manylora.engine.execution.ranks.processes import RankProcesses
 from manylora.errors import ManyloraError, StartupError
 from manylora.failure import Failure
@@ -24,7 +23,6 @@ from manylora.models.checkpoint_files import checked_entries
 from manylora.models.shares import share_entries
 from manylora.models.spec import ModelSpec
 from manylora.models.tensor_parallel import Share
-from manylora.models.weight_source import keeps_four_bits
 from manylora.system.resources import has_cuda_device
 
 PROGRAM = "manylora.wiring.rank_main"
@@ -61,10 +59,10 @@ class RankSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankBegin:
-    """The begin of a rank's build. `meeting`: the file over which the ranks find each other."""
+    """The begin of a rank's build. `meeting`: the open file over which the ranks find each other."""
 
     sizes: RankSizes
-    meeting: str
+    meeting: int
 
 
 def rank_threads(config: Config, threads: int) -> int:
@@ -99,13 +97,17 @@ class Ranks:
 
     group: ProcessGroupRanks
 
-    def __init__(self, config: Config, spec: ModelSpec, base_dir: Path) -> None:
-        """Start the processes. Raises: `ConfigInvalid` for a degree that does not divide the base, `StartupError`."""
+    def __init__(self, config: Config, spec: ModelSpec, base_dir: Path, meeting: int) -> None:
+        """Start the processes, which inherit the open file `meeting`.
+
+        Raises: `ConfigInvalid` for a degree that does not divide the base, `StartupError`
+        """
         self._config = config
         self._size = config.model.tensor_parallel
         self.share = Share(spec, self._size, 0)
-        self.processes = RankProcesses(PROGRAM, self._size, config.model.rank_timeout_s)
         self._base_dir = base_dir
+        self._meeting = meeting
+        self.processes = RankProcesses(PROGRAM, self._size, config.model.rank_timeout_s, (meeting,))
 
     def join(self, facts: RankFacts, sizes: RankSizes) -> ProcessGroupRanks:
         """Have the ranks built up to their group, and return rank 0's collectives. They read their weights after that.
@@ -115,17 +117,16 @@ class Ranks:
         self.processes.tell_each(CommandKind.ORDER, self._order)
         for number, text in enumerate(self.processes.replies(CommandKind.HELLO, start_failure), start=1):
             self._compare(number, facts, msgspec.json.decode(text, type=RankFacts))
-        with tempfile.TemporaryDirectory(prefix="manylora-ranks-", ignore_cleanup_errors=True) as folder:  # mode 0700
-            begin = RankBegin(sizes=sizes, meeting=str(Path(folder) / "meeting"))
-            self.processes.tell_each(CommandKind.BEGIN, lambda _: msgspec.json.encode(begin))
-            self.processes.replies(CommandKind.FITS, start_failure)
-            self.group = self._joined(Path(begin.meeting))
+        begin = RankBegin(sizes=sizes, meeting=self._meeting)
+        self.processes.tell_each(CommandKind.BEGIN, lambda _: msgspec.json.encode(begin))
+        self.processes.replies(CommandKind.FITS, start_failure)
+        self.group = self._joined()
         return self.group
 
-    def _joined(self, meeting: Path) -> ProcessGroupRanks:
-        model = self._config.model
+    def _joined(self) -> ProcessGroupRanks:
+        model, meeting = self._config.model, meeting_in(self._meeting, self._size)
         try:
-            return join_group(model.collectives, meeting_in(meeting, self._size), 0, self._size, model.rank_timeout_s)
+            return join_group(model.collectives, meeting, 0, self._size, model.rank_timeout_s)
         except CollectiveFailed as error:
             raise self.processes.failure(start_failure) or StartupError(str(error)) from error
 
@@ -155,11 +156,10 @@ def starting(config: Config, spec: ModelSpec, base_dir: Path, kernels: Kernels) 
     if config.model.tensor_parallel == 1:
         yield None
         return
-    second = Share(
-        spec, config.model.tensor_parallel, 1
-    )  # its inputs begin where the first part ends, and all are equal
-    share_entries(checked_entries(base_dir, spec), second, keeps_four_bits=keeps_four_bits(kernels))
-    ranks = Ranks(config, spec, base_dir)
+    # Its inputs begin where the first part ends, and all are equal.
+    second = Share(spec, config.model.tensor_parallel, 1)
+    share_entries(checked_entries(base_dir, spec), second, keeps_four_bits=kernels.form.keeps_four_bits)
+    ranks = Ranks(config, spec, base_dir, new_meeting())
     with contextlib.ExitStack() as undo:
         undo.callback(ranks.abandon)
         yield ranks

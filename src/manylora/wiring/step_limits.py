@@ -28,6 +28,7 @@ def step_limits(limits: EngineConfig, spec: ModelSpec, kernels: Kernels, sliding
         draft_width=limits.guess_width,
         sliding_window=sliding_window,
         row_work=row_work(spec),
+        max_gap_steps=limits.max_gap_steps,
     )
 
 

@@ -11,13 +11,12 @@ from fastapi.routing import iter_route_contexts
 from manylora.control.app.application import create_control_app
 from manylora.control.routes.dependencies import RequiredScopes, count_read
 from manylora.control.routes.edges.internal import require_edge
-from manylora.control.storage.database import database_url, migrate
 from manylora.errors import InsufficientPermissions
 from manylora.http.callers import Caller
 from manylora.http.paths import CONTROL_ROUTES, PATHS, SERVER_ROUTES, Component, Route
 from manylora.ids import KeyId, TenantId
 from manylora.tenancy import CUSTOMER_SCOPES, KeyFacts, Scope, scopes_of_words
-from tests.control.plane import Plane, in_plane
+from tests.control.plane import Plane, in_plane, migrated_in
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "keys-and-limits.md"
@@ -44,8 +43,7 @@ def test_every_route_of_the_control_plane_declares_the_scopes_of_the_table(tmp_p
     async def scenario(plane: Plane) -> None:
         found.update(dependencies_of(create_control_app(plane.control)))
 
-    url = database_url("", tmp_path)
-    migrate(url)
+    url = migrated_in(tmp_path)
     in_plane(url, tmp_path, scenario)
     declared: dict[tuple[str, str], tuple[Scope, ...]] = {}
     for (method, path), dependencies in found.items():
@@ -105,8 +103,7 @@ def test_a_key_opens_the_routes_of_its_scopes_and_no_other(tmp_path: Path) -> No
                 is_refused = reply.status_code == 403 and LACKS in reply.text
                 assert is_refused == bool(route.scopes and scope not in route.scopes), (route, scope, reply.text)
 
-    url = database_url("", tmp_path)
-    migrate(url)
+    url = migrated_in(tmp_path)
     in_plane(url, tmp_path, scenario)
 
 
@@ -116,8 +113,7 @@ def test_a_route_that_the_table_lacks_answers_nobody(tmp_path: Path) -> None:
             reply = await plane.call(method, path)
             assert (reply.status_code, reply.headers["content-type"]) == (status, "application/json")
 
-    url = database_url("", tmp_path)
-    migrate(url)
+    url = migrated_in(tmp_path)
     in_plane(url, tmp_path, scenario)
 
 
@@ -162,6 +158,5 @@ def test_a_control_plane_tells_a_server_of_the_first_release_its_own_words(tmp_p
         by_power = {tuple(key["granted"]): key["scopes"] for key in told if key["tenant"] == "acme"}
         assert by_power == {("infer", "manage", "read", "upload"): ["query", "upload"], ("manage", "read"): []}
 
-    url = database_url("", tmp_path)
-    migrate(url)
+    url = migrated_in(tmp_path)
     in_plane(url, tmp_path, scenario)

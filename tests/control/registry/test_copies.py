@@ -135,6 +135,7 @@ def test_a_copy_that_was_interrupted_is_told(url: URL, tmp_path: Path, server: H
     run(url, tmp_path, server, scenario)
 
 
+@pytest.mark.long
 def test_copies_of_one_tenant_wait_for_each_other_in_a_queue_with_an_end(
     url: URL, tmp_path: Path, server: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL
 
-from manylora.control.storage.database import database_url, migrate
-from tests.control.plane import Plane, in_plane
+from tests.control.plane import Plane, in_plane, migrated_in
 from tests.control.uploading import base_settings
 
 UNKNOWN = [
@@ -29,15 +27,9 @@ def run(tmp_path: Path) -> Callable[..., None]:
     """Bodies are read before a database is asked, so one engine shows it."""
 
     def run(scenario: Callable[..., Any]) -> None:
-        in_plane(url_of(tmp_path), tmp_path, scenario, settings=base_settings(tmp_path))
+        in_plane(migrated_in(tmp_path), tmp_path, scenario, settings=base_settings(tmp_path))
 
     return run
-
-
-def url_of(folder: Path) -> URL:
-    url = database_url("", folder)
-    migrate(url)
-    return url
 
 
 @pytest.mark.parametrize(("method", "path", "body", "name", "remedy"), UNKNOWN, ids=lambda value: str(value)[:30])

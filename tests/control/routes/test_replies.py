@@ -5,9 +5,11 @@ from typing import Any
 
 import httpx2
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, update
 
 from manylora.control.billing.ledger import insert_records
+from manylora.control.storage.budget_tables import webhook_messages
+from manylora.control.webhooks.outbox import DEAD, enqueue
 from manylora.http.paths import CONTROL_ROUTES
 from tests.control.plane import Plane, in_plane, record
 from tests.control.uploading import PLAIN, base_settings
@@ -86,8 +88,56 @@ async def ask_about_money(asking: Asking) -> None:
     for form in ("json", "csv", "html", "text"):
         await asking.operators("GET", f"/invoices/acme/{month}?format={form}")
         await asking.good("GET", f"/v1/account/invoices/{month}?format={form}")
-    for path in ("", "/key", "/usage", "/ledger", "/credits", "/audit"):
+    for path in ("", "/key", "/usage", "/activity", "/ledger", "/credits", "/audit"):
         await asking.good("GET", f"/v1/account{path}")
+
+
+async def ask_about_wallets(asking: Asking) -> None:
+    for path in ("", "/entries?limit=2"):
+        await asking.good("GET", f"/v1/account/wallet{path}")
+        await asking.operators("GET", f"/tenants/acme/wallet{path}")
+    budget = {"name": "team", "limit_nanousd": 5, "adapter": "triage", "period": "day", "zone": "Europe/Berlin"}
+    made = await asking.operators("POST", "/tenants/acme/budgets", budget)
+    await asking.operators("GET", "/tenants/acme/budgets")
+    await asking.operators("DELETE", f"/budgets/{made['id']}")
+    made = await asking.good("POST", "/v1/account/budgets", budget)
+    await asking.good("GET", "/v1/account/budgets")
+    hook = await asking.good("POST", "/v1/account/webhooks", {"url": "https://hooks.example/"})
+    await asking.good("GET", "/v1/account/webhooks")
+    control = asking.plane.control
+    async with control.database.write() as connection:
+        await enqueue(connection, "acme", "budget.alert", "event", {}, control.now_ms())
+        dead = update(webhook_messages).values(state=DEAD).returning(webhook_messages.c.id)
+        message = (await connection.execute(dead)).scalar_one()
+    await asking.good("GET", "/v1/account/webhooks/messages?state=dead")
+    await asking.good("POST", f"/v1/account/webhooks/messages/{message}/retry")
+    await asking.good("DELETE", f"/v1/account/webhooks/{hook['id']}")
+    await asking.good("DELETE", f"/v1/account/budgets/{made['id']}")
+
+
+async def ask_about_invoices(asking: Asking) -> None:
+    root = "/billing/invoices"
+    month = {"tenant": "acme", "month": "2023-11", "tax_basis_points": 1900}
+    made = await asking.operators("POST", root, month)
+    await asking.operators("DELETE", f"{root}/{made['id']}")
+    asking.plane.clock.advance(32 * 86_400)
+    for verb in ("void", "pay"):
+        made = await asking.operators("POST", root, month)
+        await asking.operators("GET", f"{root}/{made['id']}")
+        await asking.operators("POST", f"{root}/{made['id']}/finalise")
+        if verb == "pay":
+            await asking.operators("POST", f"{root}/{made['id']}/credit-notes", {"nanousd": 1, "reason": "r"})
+        await asking.operators("POST", f"{root}/{made['id']}/{verb}", {"note": "n"})
+    await asking.operators("GET", f"{root}?tenant=acme")
+    await asking.good("GET", f"/v1/account{root}")
+    await asking.good("GET", f"/v1/account{root}/{made['id']}")
+    for form in ("text", "html"):
+        await asking.good("GET", f"/v1/account{root}/{made['id']}/document?format={form}")
+        await asking.operators("GET", f"{root}/{made['id']}/document?format={form}")
+    for form in ("cloudevents", "stripe", "csv"):
+        export = await asking.operators("GET", f"/billing/exports/meter?form={form}")
+    bounds = {name: export[name] for name in ("begin_ms", "end_ms")}
+    await asking.operators("POST", "/billing/exports/meter", bounds)
 
 
 async def ask_about_own_keys(asking: Asking) -> None:
@@ -97,6 +147,17 @@ async def ask_about_own_keys(asking: Asking) -> None:
     rotated = await asking.good("POST", f"/v1/account/keys/{made['id']}/rotate", {"grace_s": 5.0})
     await asking.good("DELETE", f"/v1/account/keys/{rotated['id']}")
     await asking.both("GET", "/users/current")
+
+
+async def ask_about_logins(asking: Asking) -> None:
+    login = {"tenant": "acme", "password": "a long enough password"}
+    await asking.good("PUT", "/v1/account/login", {"password": login["password"]})
+    await asking.good("GET", "/v1/account/login")
+    opened = await asking.good("POST", "/v1/account/sessions", login)
+    await asking.good("GET", "/v1/account/sessions")
+    await asking.good("DELETE", f"/v1/account/sessions/{opened['id']}")
+    made = await asking.operators("POST", "/tenants/acme/login-code")
+    await asking.good("POST", "/v1/account/login/reset", {**login, "code": made["code"]})
 
 
 async def ask_about_deployments(asking: Asking) -> None:
@@ -120,6 +181,21 @@ async def ask_about_deployments(asking: Asking) -> None:
     await asking.both("GET", "/v2/deployments/tiny-base/request-logs")
     for v1, name in (("", "one"), ("/v1", "two")):
         await asking.good("DELETE", f"{v1}/v2/deployments/{name}")
+
+
+async def ask_about_an_alias(asking: Asking, one: str) -> None:
+    prod = f"{one}/aliases/prod"
+    await asking.good("PUT", prod, {"weights": {"1": 100}, "sticky": "x-user"})
+    for path in ("", "/results"):
+        await asking.good("GET", f"{prod}{path}")
+    await asking.good("POST", f"{prod}/rollback")
+    question = {"metric": "contains", "questions": '{"prompt": "x", "expected": "y"}'}
+    await asking.good("PUT", f"{one}/evaluation", question)
+    await asking.good("GET", f"{one}/evaluation")
+    made = await asking.good("POST", f"{prod}/promotions", {"version": 1})
+    await asking.good("GET", f"{one}/promotions")
+    await asking.good("GET", f"{one}/promotions/{made['id']}")
+    await asking.good("DELETE", f"{one}/evaluation")
 
 
 async def ask_about_repositories(asking: Asking) -> None:
@@ -147,6 +223,7 @@ async def ask_about_repositories(asking: Asking) -> None:
         await asking.good("GET", f"{one}/version/1")
         await asking.good("GET", f"{one}/version/1/download")
         await asking.good("PUT", f"{one}/aliases/prod", {"version": 1})
+        await ask_about_an_alias(asking, one)
         await asking.good("DELETE", f"{one}/aliases/prod")
         await asking.good("POST", f"{one}/shares", {"tenants": ["fresh"]})
         await asking.good("DELETE", f"{one}/shares/fresh")
@@ -159,6 +236,8 @@ async def ask_about_repositories(asking: Asking) -> None:
     for verb in ("archive", "unarchive"):
         await asking.operators("POST", f"{of_operators}0/version/1/{verb}")
         await asking.operators("POST", f"{of_operators}0/{verb}")
+    await asking.operators("POST", f"{of_operators}0/aliases/prod/promote", {"version": 1})
+    await asking.operators("PUT", "/catalogue?dryRun=true", await asking.operators("GET", "/catalogue"))
     await asking.operators("DELETE", "/repos/acme/r01/version/1")
     for v1 in ("", "/v1"):
         repo = f"r{len(v1)}0"
@@ -182,7 +261,10 @@ def test_every_reply_is_as_documented(url: URL, tmp_path: Path) -> None:
         for ask in (
             ask_about_tenants,
             ask_about_money,
+            ask_about_wallets,
+            ask_about_invoices,
             ask_about_own_keys,
+            ask_about_logins,
             ask_about_deployments,
             ask_about_repositories,
         ):

@@ -17,7 +17,14 @@ from manylora.control.stored.files import FilePart, append_to_file, begin_file, 
 from manylora.control.stored.objects import TenantStore
 from manylora.control.stored.responses import delete_response, get_response, keep_response, replace_response
 from manylora.control.stored.retention import UNNAMED_S, delete_old, delete_unnamed
-from manylora.errors import BodyTooLarge, InvalidParameter, ManyloraError, ResourceNotFound, StorageLimitExceeded
+from manylora.errors import (
+    BodyTooLarge,
+    InvalidParameter,
+    LimitExceeded,
+    ManyloraError,
+    ResourceNotFound,
+    StorageLimitExceeded,
+)
 from manylora.stored.conversations import digest_of
 from manylora.stored.files import Publication
 from tests.control.plane import Plane, in_plane
@@ -192,22 +199,36 @@ def test_running_responses_stay_and_replacements_keep_the_quota(url: URL, tmp_pa
         assert blobs(plane) == ["resp_b", "resp_c", "resp_run"], "the oldest runs"
         await replace_response(store, "acme", "resp_run", whole, digest_of(b"x"), is_running=True)
         assert blobs(plane) == ["resp_b", "resp_c", "resp_run"]
-        for name, size in (("large", 4001), ("second", 1500)):
-            with pytest.raises(StorageLimitExceeded):
+        for name, size, refusal in (("large", 4001, StorageLimitExceeded), ("second", 1500, LimitExceeded)):
+            with pytest.raises(refusal):
                 await keep_response(store, "acme", f"resp_{name}", b"x" * size, is_running=True)
         await keep_response(store, "acme", "resp_plain", b"x" * 1500)
         assert "resp_plain" not in blobs(plane), "a response that has ended is not kept beyond the quota"
         await keep_response(store, "acme", "resp_more", b"x" * 900)
-        with pytest.raises(StorageLimitExceeded):
-            await replace_response(store, "acme", "resp_run", b"x" * 4100, digest_of(whole))
-        assert await get_response(store, "acme", "resp_run") == whole
-        await replace_response(store, "acme", "resp_run", b"y" * 3990, digest_of(whole))
-        assert blobs(plane) == ["resp_run"], "the others that have ended go"
+        await replace_response(store, "acme", "resp_run", b"y" * 4100, digest_of(whole))
+        assert blobs(plane) == ["resp_run"], "it is paid, and the others that have ended go"
         await keep_response(store, "acme", "resp_last", b"x" * 900)
         assert blobs(plane) == ["resp_last"], "it runs no more"
 
     limits = {"storage.tenant_responses": 3, "storage.tenant_response_bytes": 4000}
     in_plane(url, tmp_path, scenario, settings=limits)
+
+
+def test_a_running_response_holds_its_growth_until_its_end(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        store = TenantStore.of(plane.control)
+        await keep_response(store, "acme", "resp_run", b"x", is_running=True, growth=60)
+        with pytest.raises(LimitExceeded, match=r"take 41 bytes, fewer with a smaller `max_output_tokens`"):
+            await keep_response(store, "acme", "resp_b", b"x", is_running=True, growth=40)
+        assert blobs(plane) == ["resp_run"]
+        await replace_response(store, "acme", "resp_run", b"xx", digest_of(b"x"), is_running=True)
+        with pytest.raises(LimitExceeded):
+            await keep_response(store, "acme", "resp_b", b"x", is_running=True, growth=40)
+        await replace_response(store, "acme", "resp_run", b"xxx", digest_of(b"xx"))
+        await keep_response(store, "acme", "resp_b", b"x", is_running=True, growth=90)
+        assert blobs(plane) == ["resp_b", "resp_run"]
+
+    in_plane(url, tmp_path, scenario, settings={"storage.tenant_response_bytes": 100})
 
 
 def test_a_replacement_begins_the_time_of_a_response_anew(url: URL, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from peft import LoraConfig
 
 from tests.adapters.fake_hub import HttpServer, Repository
+from tests.conftest import thinned
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.serving import make_cache, running_server
 from tests.support.tiny import ALL, make_adapter, make_base
@@ -93,7 +94,7 @@ def check_times(headers: dict[str, int | str], *, is_cold: bool) -> None:
     assert total_ms >= first_ms
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", thinned(ROUTES, 3))
 def test_a_local_adapter_is_found_on_disk_and_then_in_memory(server: tuple[str, str], route: str) -> None:
     url, life = server
     first, second = (headers_of(url, route, route, "local") for _ in range(2))
@@ -120,7 +121,7 @@ def test_an_adapter_of_a_hub_is_remote_and_then_in_memory(server: tuple[str, str
     check_times(second, is_cold=False)
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", thinned(ROUTES, 3))
 def test_the_base_has_no_adapter_headers(server: tuple[str, str], route: str) -> None:
     headers = headers_of(server[0], route, "", "")
     assert not {"x-adapter-id", "x-adapter-source", "x-adapter-tier", "x-adapter-load-time"} & set(headers)

@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save
 
+from tests.conftest import long
 from tests.control.control_process import EDGE_TOKEN, running_control
 from tests.forks import COMMAND, Fork, forks
 from tests.models.tiny_tokenizers import save_byte_level
@@ -144,8 +145,9 @@ def test_each_wrong_push_is_refused_and_leaves_what_was_there(pushing: Pushing) 
     assert pushing.delete().status_code == 200
 
 
-def test_a_hundred_pushes_leave_no_memory_and_no_file(pushing: Pushing) -> None:
-    bodies = [as_one(pushing.files[0], 1 + number / 100) for number in range(120)]
+@pytest.mark.parametrize("count", long(100))
+def test_pushes_in_a_row_leave_no_memory_and_no_file(pushing: Pushing, count: int) -> None:
+    bodies = [as_one(pushing.files[0], 1 + number / 100) for number in range(20 + count)]
     port = pushing.client.base_url.port
 
     def processes() -> list[psutil.Process]:

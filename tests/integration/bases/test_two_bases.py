@@ -104,7 +104,7 @@ def server(folder: Path) -> Iterator[TwoBases]:
     cache = make_cache(folder / "cache")
     words = [*(f"--base={folder / base}" for base in ADAPTERS), f"--adapter-root={folder / 'adapters'}"]
     settings = [f"model.cache_dir={cache}", "model.kernels=reference", "metering.ship_s=0.05"]
-    with running_server(folder / "log", *words, *(f"--set={each}" for each in settings)) as url:
+    with running_server(folder / "log", *words, *(f"--set={each}" for each in settings), starts_engines=True) as url:
         client = TwoBases(url)
         try:
             yield client
@@ -125,6 +125,7 @@ def alone(folder: Path) -> dict[tuple[str, str | None, str], str]:
     return found
 
 
+@pytest.mark.long
 def test_the_start_prints_the_division_of_the_memory(server: TwoBases, folder: Path) -> None:
     printed = (folder / "log").read_text()
     assert "memory of 2 bases" in printed
@@ -258,6 +259,7 @@ def no_engine_starts(folder: Path) -> Iterator[None]:
             config.with_suffix(".hidden").rename(config)
 
 
+@pytest.mark.long
 def test_the_death_of_one_engine_leaves_the_other_serving(server: TwoBases, folder: Path) -> None:
     replies = {base: server.complete(base, "hello") for base in ADAPTERS}
     first, second = engines(server)

@@ -228,6 +228,11 @@ def ask_for_responses(site: Site) -> None:
     queued = site.good("POST", "/v1/responses", json={**body, "background": True}).json()["id"]
     site.good("GET", f"/v1/responses/{queued}")
     site.good("POST", f"/v1/responses/{queued}/cancel")
+    streamed = site.good("POST", "/v1/responses", json={**body, "background": True, "stream": True})
+    first = json.loads(streamed.text.partition("data: ")[2].partition("\n")[0])["response"]["id"]
+    followed_on = site.good("GET", f"/v1/responses/{first}", params={"stream": "true", "starting_after": 1})
+    assert streamed.text.endswith(followed_on.text)
+    site.bad("GET", f"/v1/responses/{followed}", params={"stream": "true"})
     site.bad("POST", f"/v1/responses/{followed}/cancel")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from manylora.bench.faults.adapter_files import seeds
 from manylora.bench.faults.tiny_base import write_tiny_base
@@ -53,6 +54,7 @@ def lines_of(logged: Path) -> list[dict[str, Any]]:
     return lines
 
 
+@pytest.mark.long
 def test_each_process_of_a_server_logs_json_lines(tmp_path: Path) -> None:
     adapter = tmp_path / "adapters" / "endless"
     seeds()[0].save(adapter)

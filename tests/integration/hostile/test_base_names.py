@@ -37,6 +37,7 @@ def test_a_folder_with_the_bases_name_is_refused_before_anything_is_loaded(tmp_p
             build_engine(config, lambda line: None)
 
 
+@pytest.mark.long
 def test_the_command_line_says_so_at_its_end(tmp_path: Path) -> None:
     base, root = lay_out(tmp_path, "tiny-base")
     make_base(base, vocab_size=330)  # the command looks at the base's files first

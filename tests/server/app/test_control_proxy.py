@@ -9,9 +9,13 @@ import pytest
 
 from manylora.clock import SystemClock
 from manylora.control.tenants.signup import SIGNUPS_PER_HOUR
+from manylora.errors import RouteNotFound
 from manylora.http.loopback import EDGE_HEADER
 from manylora.server.app.control_proxy import ControlProxy
+from manylora.server.http.context import Receive, Scope, Send
 from tests.control.control_process import EDGE_TOKEN, ControlProcess, running_control
+from tests.server.asgi_client import Caller
+from tests.server.dedicated.house import Watched, served
 
 
 @pytest.fixture
@@ -55,3 +59,42 @@ def test_each_caller_signs_up_by_his_own_address_whatever_he_says_it_is(plane: C
         await proxy.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("up", ["..", "%2e%2e", "%252E.", "a\\..", "a%5c%2e."])
+def test_a_path_that_leads_to_another_one_is_not_passed_on(up: str) -> None:
+    async def scenario() -> None:
+        plane = Watched(breaks)
+        async with served(plane) as url:
+            proxy = ControlProxy(url, EDGE_TOKEN, SystemClock())
+            with pytest.raises(RouteNotFound):
+                await proxy(Caller(f"/v2/repos/{up}/internal/snapshot", {}).scope, nothing, forget)
+            await proxy.close()
+        assert plane.requests == []
+
+    asyncio.run(scenario())
+
+
+def test_a_control_plane_that_ends_in_its_reply_ends_the_connection() -> None:
+    async def scenario() -> None:
+        async with served(breaks) as url:
+            proxy = ControlProxy(url, EDGE_TOKEN, SystemClock())
+            with pytest.raises(ConnectionResetError):  # `ErrorMiddleware` ends the connection
+                await proxy({**Caller("/v2/repos", {}).scope, "method": "GET"}, nothing, forget)
+            await proxy.close()
+
+    asyncio.run(scenario())
+
+
+async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that ends in the middle of its reply."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
+    await send({"type": "http.response.body", "body": b"half", "more_body": True})
+
+
+async def nothing() -> Scope:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def forget(message: Scope) -> None:
+    return

@@ -19,7 +19,7 @@ KEYS = ("control.signup_open=true", "server.auth=on", "control.free_bases=tiny")
 """Settings of a server that asks for keys, and gives each caller one."""
 
 
-@pytest.fixture(scope="module", params=[3, pytest.param(60, marks=pytest.mark.long)], ids=["few", "many"])
+@pytest.fixture(scope="module", params=[2, pytest.param(60, marks=pytest.mark.long)], ids=["few", "many"])
 def examples(request: pytest.FixtureRequest) -> int:
     """Number of requests to each route."""
     return int(request.param)

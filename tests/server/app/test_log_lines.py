@@ -14,7 +14,6 @@ from starlette.responses import Response
 from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.control.app.application import create_control_app
-from manylora.control.storage.database import database_url, migrate
 from manylora.http.loopback import CALLER_HEADER
 from manylora.server.access.access import Access
 from manylora.server.access.control_client import HttpControlClient
@@ -25,7 +24,7 @@ from manylora.server.http.routing import Guards
 from manylora.server.observability.metrics import Meters
 from manylora.system.log_lines import JsonFormatter
 from manylora.tenancy import AdapterAct
-from tests.control.plane import EDGE_TOKEN, Plane, in_plane
+from tests.control.plane import EDGE_TOKEN, Plane, in_plane, migrated_in
 
 Seen = dict[str, Any]
 
@@ -90,8 +89,7 @@ def _guarded(access: Access, clock: Clock) -> FastAPI:
 
 
 def run(tmp_path: Path, scenario: Any) -> None:
-    url = database_url("", tmp_path)
-    migrate(url)
+    url = migrated_in(tmp_path)
 
     async def with_front(plane: Plane) -> None:
         front = Front(plane)

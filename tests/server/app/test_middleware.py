@@ -13,6 +13,7 @@ from manylora.adapter_state import LOAD_BUCKETS_S, LoadTimes
 from manylora.clock import ManualClock
 from manylora.engine.events import FinishReason
 from manylora.server.observability.metrics import EdgeNow, Meters
+from tests.conftest import long
 from tests.server.asgi_client import calling
 from tests.server.conftest import House
 from tests.support.waiting import PATIENCE_S
@@ -28,7 +29,7 @@ def kinds(root: type[errors.ManyloraError] = errors.ManyloraError) -> Iterator[t
 
 
 @pytest.mark.parametrize("kind", list(kinds()), ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("is_stream", [False, *long(True)])
 def test_every_error_is_told_by_its_row_in_both_dialects(
     in_house: InHouse, kind: type[errors.ManyloraError], is_stream: bool
 ) -> None:

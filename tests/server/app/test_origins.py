@@ -12,7 +12,7 @@ from manylora.control.tenants.signup import SIGNUPS_PER_HOUR
 from manylora.server.access.access import Access
 from manylora.server.access.directory import Directory
 from manylora.tenancy import Snapshot
-from tests.control.plane import Plane, open_plane
+from tests.control.plane import Plane, migrated_in, open_plane
 from tests.server.conftest import House, open_house
 from tests.server.fake_control import PEPPER, FakeControl
 
@@ -216,10 +216,8 @@ async def address_seen(house: House, headers: dict[str, str], taken: list[int]) 
 
 async def with_sign_ups(folder: Path, scenario: Callable[[House], Any], **server: Any) -> None:
     from manylora.control.app.application import create_control_app
-    from manylora.control.storage.database import database_url, migrate
 
-    url = database_url("", folder)
-    migrate(url)
+    url = migrated_in(folder)
     async with open_plane(url, folder, settings={"control.signup_open": True}) as plane:
         app = create_control_app(plane.control)
         async with open_house(folder, control=app, access=await keyed(), **server) as house:
@@ -298,11 +296,9 @@ def test_the_host_that_a_trusted_proxy_names_is_checked_like_any(tmp_path: Path)
 
 
 def in_control(folder: Path, scenario: Callable[[Plane], Any], **options: Any) -> None:
-    from manylora.control.storage.database import database_url, migrate
 
     async def main() -> None:
-        url = database_url("", folder)
-        migrate(url)
+        url = migrated_in(folder)
         async with open_plane(url, folder, **options) as plane:
             await scenario(plane)
 

@@ -57,9 +57,9 @@ def cost_of(reply: httpx2.Response) -> int:
     return int(usage["prompt_tokens"] * INPUT + usage["completion_tokens"] * OUTPUT)
 
 
-def make_price(kept: Path) -> None:
+def make_price(kept: Path, database_url: str = "") -> None:
     async def main() -> None:
-        flags = {"control.dir": str(kept)}
+        flags = {"control.dir": str(kept), "control.database_url": database_url}
         control = await asyncio.to_thread(open_control, load_config(flags=flags, environ={}), is_key_needed=False)
         now_ms = control.now_ms()
         terms = {"input_nanousd": INPUT, "output_nanousd": OUTPUT, "effective_ms": now_ms, "now_ms": now_ms}

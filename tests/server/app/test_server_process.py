@@ -167,6 +167,7 @@ def post(client: httpx2.Client, path: str, body: object) -> httpx2.Response:
         return other.post(path, json=body)
 
 
+@pytest.mark.long
 def test_a_long_step_is_not_taken_for_a_stopped_engine(tmp_path: Path) -> None:
     with forked_server(tmp_path, "engine.max_queue_s=1", "server.health_stall_s=1") as (process, client):
         (worker,) = psutil.Process(process.pid).children()
@@ -226,6 +227,7 @@ def test_a_second_signal_ends_at_once_and_each_stream_with_its_error(tmp_path: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *long(signal.SIGINT)])
+@pytest.mark.long
 def test_signals_without_end_change_nothing_of_the_end(tmp_path: Path, number: signal.Signals) -> None:
     with running(tmp_path) as (process, client):
         client.get("/health")

@@ -1,7 +1,7 @@
 """A frame that the edge cannot record: none of its tokens is delivered, and its requests end with the reason."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ from manylora.engine.request import Request
 from manylora.errors import Overloaded, UsageUnrecorded
 from manylora.ids import PROBE_FLOW
 from manylora.server.engine_client.client import EngineClient
-from manylora.server.engine_client.messages import AbortRequest, StepFrame, SubmitRequest
+from manylora.server.engine_client.messages import AbortRequest, StepFrame, SubmitRequest, UndeliveredCount
 from manylora.server.engine_client.streams import SequenceStream
 from tests.server.manual_transport import ManualTransport
 from tests.server.metering.frames import end, request
@@ -36,6 +36,17 @@ class FullRecord:
         self.begun.remove(index)
 
     def write(self, frame: StepFrame) -> None:
+        if not self.has_room:
+            raise FULL
+
+    @property
+    def recorded(self) -> Mapping[str, int]:
+        return {}
+
+    def note_link(self, link: str) -> None:
+        pass
+
+    async def adopt(self, counts: Sequence[UndeliveredCount]) -> None:
         if not self.has_room:
             raise FULL
 

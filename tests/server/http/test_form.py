@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from manylora.errors import BodyTooLarge, InvalidParameter, ManyloraError, UnsupportedMediaType
-from manylora.server.http.form import MAX_FIELD_BYTES, MAX_HEAD_BYTES, MAX_PARTS, FormReader
+from manylora.server.http import form
+from manylora.server.http.form import MAX_FIELD_BYTES, MAX_HEAD_BYTES, MAX_HEAD_PARAMETERS, MAX_PARTS, FormReader
 
 TYPE = "multipart/form-data; boundary=cut"
 
@@ -17,12 +18,12 @@ async def pieces(body: bytes, size: int) -> AsyncIterator[bytes]:
 
 
 async def parts_of(body: bytes, size: int = 1 << 20, *, kind: str = TYPE, most: int = 1 << 20) -> list[object]:
-    form, found = FormReader(kind, pieces(body, size), max_bytes=most), list[object]()
-    while (part := await form.part()) is not None:
+    reader, found = FormReader(kind, pieces(body, size), max_bytes=most), list[object]()
+    while (part := await reader.part()) is not None:
         if part.file_name is None:
-            found.append((part.name, await form.text(part.name)))
+            found.append((part.name, await reader.text(part.name)))
         else:
-            found.append((part.name, part.file_name, b"".join([piece async for piece in form.content()])))
+            found.append((part.name, part.file_name, b"".join([piece async for piece in reader.content()])))
     return found
 
 
@@ -75,3 +76,20 @@ def test_a_content_that_is_not_read_is_skipped() -> None:
 def test_a_malformed_form_is_refused(body: bytes, kind: str, error: type[ManyloraError]) -> None:
     with pytest.raises(error):
         asyncio.run(parts_of(body, 1000, kind=kind, most=100_000))
+
+
+@pytest.mark.parametrize("size", [100, 1 << 20])
+def test_a_head_that_would_take_long_to_read_is_refused_unread(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = b'Content-Disposition: form-data; name="a'
+    with monkeypatch.context() as patch:
+        patch.setattr(form, "HeaderParser", None)
+        for head in (begin + b";" * MAX_HEAD_PARAMETERS, begin + b" " * MAX_HEAD_BYTES):
+            with pytest.raises(InvalidParameter, match="at most"):
+                asyncio.run(parts_of(part(b"", head) + b"--cut--\r\n", size))
+    quoted = begin + b";" * (MAX_HEAD_PARAMETERS - 1) + b'"'
+    assert asyncio.run(parts_of(part(b"x", quoted) + b"--cut--\r\n", size)) == [
+        ("a" + ";" * (MAX_HEAD_PARAMETERS - 1), "x")
+    ]
+    kind = 'multipart/form-data; boundary="a' + ";" * MAX_HEAD_PARAMETERS
+    with pytest.raises(UnsupportedMediaType):
+        asyncio.run(parts_of(b"", kind=kind))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from manylora.errors import InvalidParameter
-from manylora.server.tools.parameters import parameters_of
+from manylora.server.tools.parameters import Steps, parameters_of
 from manylora.server.tools.tool import Tool
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -53,7 +53,7 @@ REFUSED_VALUES: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("schema", "why"), REFUSED, ids=[why for _, why in REFUSED])
 def test_parameters_that_no_call_has_are_refused(schema: dict[str, Any], why: str) -> None:
     with pytest.raises(InvalidParameter) as refused:
-        parameters_of(Tool(name="f", parameters={"type": "object", **schema}, given={}))
+        parameters_of(Tool(name="f", parameters={"type": "object", **schema}, given={}), Steps())
     assert why in refused.value.message
     assert "qwen3-coder" in refused.value.message
 
@@ -63,6 +63,6 @@ def test_values_that_no_tag_has_are_refused(schema: object, why: str) -> None:
     definitions = {"loop": {"anyOf": [{"$ref": "#/$defs/loop"}]}}
     parameters = {"type": "object", "properties": {"x": schema}, "$defs": definitions}
     with pytest.raises(InvalidParameter) as refused:
-        parameters_of(Tool(name="f", parameters=parameters, given={}))
+        parameters_of(Tool(name="f", parameters=parameters, given={}), Steps())
     assert why in refused.value.message
     assert "function 'f', parameter 'x'" in refused.value.message

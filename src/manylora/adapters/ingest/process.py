@@ -42,6 +42,7 @@ from manylora.adapters.sources.hub import HubSource
 from manylora.adapters.sources.object_storage import ObjectSource
 from manylora.adapters.sources.source import FetchedFiles, RemoteSource
 from manylora.adapters.sources.upload_folders import folder_sources
+from manylora.adapters.sources.uploads import RemoteUploads
 from manylora.adapters.text.base_text import BaseText
 from manylora.adapters.text.labels import LABELS_FILE, read_labels
 from manylora.adapters.text.text_files import merged_text, read_adapter_text
@@ -85,7 +86,12 @@ class InlineIngest:
 
 def remote_sources(settings: IngestSettings) -> dict[SourceName, RemoteSource]:
     """Return the remote sources that are switched on."""
-    return remote_sources_of(settings.stores, settings.hub_endpoint, settings.redirect_hosts, session=settings.session)
+    sources = remote_sources_of(
+        settings.stores, settings.hub_endpoint, settings.redirect_hosts, session=settings.session
+    )
+    if settings.registry_url:
+        sources[SourceName.PBASE] = RemoteUploads(settings.registry_url, settings.registry_token)
+    return sources
 
 
 def remote_sources_of(

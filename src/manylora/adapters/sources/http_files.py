@@ -4,9 +4,6 @@ A server may hold a tenant's files, so a redirect from it is not trusted. The cl
 operator allows it, never with a credential, and never to an address that is not public.
 """
 
-import asyncio
-import ipaddress
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -24,6 +21,7 @@ from manylora.adapters.sources.download import (
     StoreDenies,
     StoreRefused,
 )
+from manylora.http.public_addresses import HTTPS_PORT, public_address
 
 if TYPE_CHECKING:
     import ssl
@@ -45,7 +43,6 @@ VERSION_HEADERS = (
 MAX_REDIRECTS = 5
 MAX_WORTH_ANOTHER_TRY = 599
 MAX_VERSION_CHARACTERS = 256
-HTTPS_PORT = 443
 _CHUNK_BYTES = 1 << 17
 
 
@@ -187,28 +184,9 @@ async def _public_address(host: str) -> str:
 
     Raises `StoreRefused` if one is not, `OSError` if the look-up fails.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, HTTPS_PORT, type=socket.SOCK_STREAM)
-    addresses = [str(entry[4][0]) for entry in found]
-    if not addresses or not all(is_public(address) for address in addresses):
+    if (address := await public_address(host)) is None:
         raise StoreRefused("it redirects to an address that is not public")
-    return addresses[0]
-
-
-def is_public(address: str) -> bool:
-    """Return whether an IP address is public. An address that embeds another one, as NAT64 and 6to4 do, is not."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address):
-        carries = parsed.ipv4_mapped or parsed.sixtofour or parsed.teredo
-        if carries or any(parsed in network for network in _CARRYING):
-            return False
-    return parsed.is_global and not parsed.is_multicast
-
-
-_CARRYING = (
-    ipaddress.IPv6Network("64:ff9b::/96"),
-    ipaddress.IPv6Network("64:ff9b:1::/48"),
-    ipaddress.IPv6Network("::/96"),
-)
+    return address
 
 
 def _origin(url: "httpx2.URL") -> tuple[str, str, int | None]:

@@ -42,6 +42,14 @@ class ObjectFiles:
         modified: datetime = found["last_modified"]
         return RemoteFile(path, found["size"], found["e_tag"], modified.isoformat(), version=found.get("version"))
 
+    async def list_first(self) -> None:
+        """List the first file of the place. Raises as `look_up`, and `FileReplaced` if there is no such bucket."""
+        import obstore
+
+        with _translated():
+            async for _ in obstore.list(self._store, chunk_size=1):
+                return
+
     async def read(self, file: RemoteFile, start: int, stop: int) -> AsyncGenerator[memoryview]:
         import obstore
 

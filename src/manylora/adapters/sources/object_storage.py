@@ -64,12 +64,24 @@ class ObjectSource:
                 store, RemoteFile(**config), RemoteFile(**weights), files, max_bytes, Refusals(ref.id, ref.source)
             )
 
+    async def probe(self, place: str) -> None:
+        """Ask a place for its first file, or for one that need not exist where files cannot be listed.
+
+        Raises:  StoreDenies, FileReplaced (there is no such bucket), StoreRefused, OSError
+        """
+        store = self._stores[place.rstrip("/")]
+        if isinstance(store, ObjectFiles):
+            await store.list_first()
+            return
+        async with store.opened() as opened:
+            await opened.look_up(PARTS[0])
+
     async def _located(self, place: str, ref: AdapterRef, store: FileStore, refuse: Refusals) -> Located | None:
         """Return the adapter's version in one place; None if the place has none of its files."""
         folder = _below(place, ref.id)
         config, weights = await together(*(look_up(store, f"{folder}/{name}", refuse) for name in PARTS))
         if config is not None and weights is not None:
-            texts = await _text_files(folder, store, refuse)
+            texts = await text_files(folder, store, refuse)
             is_known = all(_is_versioned(file, source_of(place)) for file in (config, weights, *texts.values()))
             stamp = [place, asdict(config), asdict(weights), "" if is_known else self._session]
             stamp += [{name: asdict(file) for name, file in texts.items()}] if texts else []
@@ -89,7 +101,7 @@ class ObjectSource:
                 yield opened
 
 
-async def _text_files(folder: str, store: FileStore, refuse: Refusals) -> dict[str, RemoteFile]:
+async def text_files(folder: str, store: FileStore, refuse: Refusals) -> dict[str, RemoteFile]:
     """Look up the text files of an adapter side by side, and return those that exist."""
 
     async def found_or_none(name: str) -> RemoteFile | None:

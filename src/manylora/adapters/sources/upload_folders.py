@@ -7,6 +7,7 @@ each; a version whose files differ from it is refused, and the tenant has to upl
 on uploads. A load checks an uploaded adapter like any other.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -32,6 +33,10 @@ from manylora.adapters.sources.source import (
 ARCHIVED_FILE = "archived"
 SUMS_FILE = "sums.json"
 INCOMING = ".incoming-"
+UPLOADS_PATH = "internal/uploads"
+"""Path of a control plane's routes for the files of uploads: `{tenant}/{repo}/{version}/{file}` below it."""
+NEWEST = "newest"
+"""Stands for the number of a repository's newest version in such a path."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -133,10 +138,17 @@ class Registry:
 
         The folder does not exist for an archived or unknown version.
         """
-        repo, _, version = ref.id.partition("/")
-        known = self.versions(ref.tenant, repo)
+        return self._place(ref.tenant, ref.id)
+
+    def folder(self, tenant: str, name: str) -> Path:
+        """Return the folder of `repo`, which means its newest version, or of `repo/version`; see `place`."""
+        return self.root / self._place(tenant, name)
+
+    def _place(self, tenant: str, name: str) -> str:
+        repo, _, version = name.partition("/")
+        known = self.versions(tenant, repo)
         chosen = int(version) if version else (known[-1] if known else 0)
-        return f"{_checked(ref.tenant)}/{_checked(repo)}/{chosen if chosen in known else 0}"
+        return f"{_checked(tenant)}/{_checked(repo)}/{chosen if chosen in known else 0}"
 
     def _made(self, tenant: str, repo: str) -> Path:
         folder = self._repository(tenant, repo)
@@ -179,7 +191,7 @@ class RegistrySource:
         files = self._files.fetch(ref, stamp, max_bytes)
         if place != self._registry.place(ref):
             return files  # of one version or the other; the next request finds the newest number again
-        sums = _read_sums(self._registry.root / place)
+        sums = read_sums(self._registry.root / place)
         found: dict[str, bytes | memoryview] = {CONFIG_FILE: files.config, WEIGHTS_FILE: files.weights, **files.texts}
         for name, data in found.items():
             if name in sums and hashlib.sha256(data).hexdigest() != sums[name]:
@@ -204,6 +216,11 @@ def files_in(folder: Path) -> list[Path]:
 def is_repository_name(name: str) -> bool:
     """Return whether a repository may have this name, which is also the name of its folder."""
     return _NAME.fullmatch(name) is not None and ".." not in name
+
+
+def digest_header(sha256: str) -> str:
+    """Return the value of `Repr-Digest` (RFC 9530) for a hash in hexadecimal."""
+    return f"sha-256=:{base64.b64encode(bytes.fromhex(sha256)).decode('ascii')}:"
 
 
 def folder_sources(roots: Sequence[str], registry_dir: str, pushed_dir: str = "") -> dict[SourceName, FolderSource]:
@@ -236,7 +253,7 @@ def _write_sums(folder: Path) -> None:
     _write_durably(folder / SUMS_FILE, json.dumps(sums).encode())
 
 
-def _read_sums(folder: Path) -> dict[str, str]:
+def read_sums(folder: Path) -> dict[str, str]:
     """Return the checksums of a version's files; empty if an older release wrote it or if the file is damaged."""
     try:
         found = json.loads((folder / SUMS_FILE).read_bytes())

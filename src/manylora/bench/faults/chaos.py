@@ -52,7 +52,7 @@ def run_chaos(
 async def _run(processes: Processes, kills: int, source: Random, vocab: int, busy: int, report: ReportLine) -> Verdict:
     processes.start_control()
     try:
-        keys = await _tenants(processes)
+        _, *keys = await make_tenants(processes, TENANTS)
         processes.start_edge()
         streams = Streams()
         sources = [Random(source.random()) for _ in range(STREAMS)]
@@ -65,7 +65,7 @@ async def _run(processes: Processes, kills: int, source: Random, vocab: int, bus
         for number, target in enumerate(targets):
             is_mid_stream = number % 2 == 0
             if is_mid_stream:
-                await _until(processes, lambda: streams.running >= busy)
+                await until(processes, lambda: streams.running >= busy)
                 in_mid_stream += 1
             await asyncio.sleep(source.uniform(0.05, 2.5))
             while not processes.kill(target):
@@ -75,17 +75,17 @@ async def _run(processes: Processes, kills: int, source: Random, vocab: int, bus
             await asyncio.sleep(source.choice((0.0, source.uniform(0.0, 1.0))))
             processes.tend()
             report(f"{number + 1}/{kills} killed {target}, {streams.received.total()} tokens read")
-        await _until(processes, lambda: streams.running >= busy)
+        await until(processes, lambda: streams.running >= busy)
         streams.is_over = True
         await asyncio.gather(*load)
-        await _settle(processes)
+        await settle(processes)
     finally:
         processes.stop()
     return verdict_of(processes.folder, streams, done, in_mid_stream)
 
 
-async def _tenants(processes: Processes) -> list[str]:
-    """Give the base a price and make tenants with much credit; return their keys."""
+async def make_tenants(processes: Processes, number: int) -> list[str]:
+    """Give the base a price and make tenants with much credit; return the operator's key, then theirs."""
     admin = ""
     log = processes.folder / "control.log"
     while not admin:
@@ -94,13 +94,13 @@ async def _tenants(processes: Processes) -> list[str]:
         admin = found[0] if found else ""
     headers = {"authorization": f"Bearer {admin}"}
     url = f"http://127.0.0.1:{processes.control_port}"
-    keys = []
+    keys = [admin]
     async with httpx2.AsyncClient(base_url=url, headers=headers, timeout=20) as client:
         name = Path(processes.base).name
         price = {"base": name, "input_nanousd": PRICE_NANOUSD, "output_nanousd": PRICE_NANOUSD, "force": True}
         (await client.post("/admin/prices", json=price)).raise_for_status()
-        for number in range(TENANTS):
-            made = await client.post("/admin/tenants", json={"id": f"t{number}", "credit_nanousd": 10**15})
+        for index in range(number):
+            made = await client.post("/admin/tenants", json={"id": f"t{index}", "credit_nanousd": 10**15})
             made.raise_for_status()
             keys.append(str(made.json()["key"]["key"]))
     return keys
@@ -118,20 +118,25 @@ async def _stream(processes: Processes, streams: Streams, keys: list[str], sourc
         }
         leaves_after = source.randint(1, 40) if source.random() < 0.15 else None
         try:
-            await _read(processes, streams, body, source.choice(keys), leaves_after)
+            await read_stream(processes, streams, body, source.choice(keys), leaves_after)
         except (httpx2.HTTPError, ValueError):
             await asyncio.sleep(0.1)
 
 
-async def _read(
+async def read_stream(
     processes: Processes, streams: Streams, body: Mapping[str, object], key: str, leaves_after: int | None
 ) -> None:
+    """Send one request and read its stream to the end, or until `leaves_after` events with text have come.
+
+    Raises:  HTTPError, for a connection that ended
+    """
     streams.begun += 1
     headers = {"authorization": f"Bearer {key}"}
     is_running = False
     async with httpx2.AsyncClient(base_url=processes.url, timeout=30, trust_env=False, verify=processes.tls) as client:
         try:
             async with client.stream("POST", "/v1/completions", json=body, headers=headers) as reply:
+                streams.statuses[reply.status_code] += 1
                 if reply.status_code != 200:
                     await reply.aread()
                     await asyncio.sleep(0.1)
@@ -150,7 +155,8 @@ async def _read(
             streams.running -= is_running
 
 
-async def _until(processes: Processes, holds: Callable[[], bool]) -> None:
+async def until(processes: Processes, holds: Callable[[], bool]) -> None:
+    """Wait for a condition, and start processes again that have ended meanwhile. Raises `RuntimeError` at the end."""
     clock = SystemClock()
     end_s = clock.monotonic_s() + RUNNING_WAIT_S
     while not holds():
@@ -160,17 +166,18 @@ async def _until(processes: Processes, holds: Callable[[], bool]) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _settle(processes: Processes) -> None:
+async def settle(processes: Processes) -> None:
     """Stop the edge in order, start it once more so that it closes the lost records, and let it ship them."""
     for _ in range(2):
         processes.tend()
-        await _until(processes, lambda: _answers(processes))
+        await until(processes, lambda: answers(processes))
         assert processes.edge is not None
         processes.edge.terminate()
         await asyncio.to_thread(processes.edge.wait)
 
 
-def _answers(processes: Processes) -> bool:
+def answers(processes: Processes) -> bool:
+    """Return whether the edge is healthy now."""
     try:
         return httpx2.get(f"{processes.url}/health", timeout=5, trust_env=False).status_code == 200
     except httpx2.HTTPError:

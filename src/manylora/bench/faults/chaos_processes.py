@@ -22,6 +22,7 @@ class Processes:
     """The processes of one run, in one folder.
 
     transport  of the edge to its engine: `process`, or `thread`, where the engine ends with the edge
+    settings   of the edge; `control_settings`, of the control plane
     tls        the TLS context of all clients; a client without it takes 20 ms to make its own
     """
 
@@ -29,6 +30,7 @@ class Processes:
     base: str
     settings: tuple[str, ...] = ()
     transport: str = "process"
+    control_settings: tuple[str, ...] = ()
     control_port: int = field(default_factory=free_port)
     port: int = field(default_factory=free_port)
     tls: ssl.SSLContext = field(default_factory=ssl.create_default_context)
@@ -45,7 +47,8 @@ class Processes:
 
     def start_control(self) -> None:
         words = ["manylora", "control", "--port", str(self.control_port)]
-        for assignment in (f"control.dir={self.folder / 'control'}", f"control.edge_token={EDGE_TOKEN}"):
+        given = (f"control.dir={self.folder / 'control'}", f"control.edge_token={EDGE_TOKEN}", *self.control_settings)
+        for assignment in given:
             words += ["--set", assignment]
         self.control = self._start("control", words)
 
@@ -71,7 +74,7 @@ class Processes:
 
     def kill(self, target: str) -> bool:
         """Send SIGKILL to a process. Return False if it was not running."""
-        process = self._engine() if target == "engine" else getattr(self, target).pid
+        process = self.engine() if target == "engine" else getattr(self, target).pid
         if process is None:
             return False
         with contextlib.suppress(ProcessLookupError):
@@ -89,8 +92,8 @@ class Processes:
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen([sys.executable, "-m", *words], stdout=log, stderr=log, env=environment())
 
-    def _engine(self) -> int | None:
-        """Return the id of the engine's process, a child of the edge."""
+    def engine(self) -> int | None:
+        """Return the id of the engine's process, a child of the edge; None while there is none."""
         assert self.edge is not None
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):

@@ -22,10 +22,12 @@ class Streams:
 
     running   streams that have had a token and not ended
     received  events with text that clients have read, by the id of their HTTP request; each stands for a token or more
+    statuses  replies by their status
     """
 
     running: int = 0
     received: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[int] = field(default_factory=Counter)
     begun: int = 0
     whole: int = 0
     is_over: bool = False

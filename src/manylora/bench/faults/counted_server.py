@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from manylora.bench.faults.counted_engine import FACTORY
 from manylora.config.settings import Config, load_config, parse_setting
+from manylora.console.application import create_console
 from manylora.http.listener import listen
 from manylora.server.app.run import Announce, own_process, run_server
 from manylora.server.engine_client.in_process import InProcessTransport
@@ -39,6 +40,7 @@ def main(transport: str, *assignments: str) -> None:
         control=host_control,
         announce=Announce(),
         transport=TRANSPORTS[transport],
+        console=create_console,
     )
 
 

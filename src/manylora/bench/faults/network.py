@@ -57,6 +57,9 @@ class Proxy:
             for task in connections:
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*connections, return_exceptions=True))
+            # A connection whose acceptance was cancelled closes in the next turn, its transport in the one after.
+            for _ in range(2):
+                self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 

@@ -54,6 +54,15 @@ class AdaptersConfig:
         must name the folder in which that control plane keeps uploads.
         """,
     )
+    registry_url: str = setting(
+        "",
+        check=checks.url_or_empty,
+        text="""
+        Address of a control plane on another machine from which engines fetch uploads over HTTP, with
+        `control.edge_token` and checked by SHA-256, in place of a shared `adapters.registry_dir`. Empty: uploads come
+        from that folder.
+        """,
+    )
     pushed_dir: str = setting(
         "",
         text="""
@@ -198,7 +207,8 @@ class AdaptersConfig:
         Adapters that the store brings to the device at start, before the first request for them: plain ids of local
         adapters, or `source://id` such as `hub://org/name` and `s3://bucket/name`; a tenant's upload as
         `pbase://tenant/repo/3`, its newest version as `pbase://tenant/repo`. The log names an adapter that its source
-        does not have, and the store looks for it again each second. Other adapters load with their first request.
+        does not have, and the store looks for it again each second. Other adapters load with their first request. A
+        server with `fleet.engines` has each engine do so once, whenever it joins.
         """,
     )
     pinned: tuple[str, ...] = setting(

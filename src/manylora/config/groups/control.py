@@ -70,6 +70,15 @@ class ControlConfig:
         Credit of a new tenant in nano-dollars; 25,000,000,000 is $25.
         """,
     )
+    signup_credit_days: int = setting(
+        90,
+        low=0,
+        high=3660,
+        text="""
+        Days after which the unspent part of that credit expires; 0: never. Credit that the operator names for a tenant
+        has no end unless the grant gives one.
+        """,
+    )
     signup_limits: tuple[str, ...] = setting(
         (
             "requests_per_minute=600",
@@ -83,6 +92,22 @@ class ControlConfig:
         Limits of a tenant that signs itself up, as `NAME=NUMBER` or, of a single base, `BASE/NAME=NUMBER`
         ([their names](keys-and-limits.md)), until the operator changes them. A tenant that the operator makes has the
         limits in that request, else none.
+        """,
+    )
+    invoice_issuer: str = setting(
+        "INV",
+        check=checks.invoice_issuer,
+        text="""
+        Issuer of invoices with numbers: 1 to 32 letters, digits, `-` or `_`, with which each number begins
+        (`INV-000001`). Each issuer has a series of its own, without a gap.
+        """,
+    )
+    webhook_hosts: tuple[str, ...] = setting(
+        (),
+        is_paths=False,
+        text="""
+        Names of hosts, besides public ones, that webhooks of tenants may lead to: at any address and port, over http or
+        https. Every other webhook needs https, port 443, and a name of which all addresses are public.
         """,
     )
     batch_price_percent: int = setting(
@@ -100,6 +125,15 @@ class ControlConfig:
         text="""
         Base models without a price. A server with keys refuses to start on a base that has neither a price nor a place
         in this list. The embedded default base is free.
+        """,
+    )
+    deployment: str = setting(
+        "",
+        check=checks.deployment_or_empty,
+        text="""
+        The dedicated deployment whose replica this server is, as `TENANT/NAME`. It serves that tenant alone, runs no
+        batches, and its tokens cost nothing, since its seconds are billed. The control plane sets it for the servers
+        that it starts. Empty: the server is no replica of a deployment.
         """,
     )
     plan_weights: tuple[str, ...] = setting(

@@ -33,6 +33,16 @@ class EngineConfig:
         keep moving. Behind a long context chunks are smaller, since attention to it counts too.
         """,
     )
+    max_gap_steps: float = setting(
+        8.0,
+        low=2,
+        high=1000,
+        text="""
+        Longest gap of running interactive streams beside prompts, in steps of these streams alone: the engine cuts
+        chunks of prompts by its estimate of a step's time. A smaller number gives steadier streams and slower prompts.
+        1000: no bound but `engine.max_step_tokens`.
+        """,
+    )
     batch_step_tokens: int = setting(
         64,
         low=1,

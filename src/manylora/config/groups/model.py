@@ -96,9 +96,9 @@ class ModelConfig:
         text="""
         The device of the arithmetic (flag `--device` of `serve` and `generate`): `cpu`, `cuda` (the first card),
         `cuda:1` (the second) and so on, or `auto`: the first card where torch finds one, else the CPU. A card holds
-        weights, keys and values, and adapters in bf16, and serves one base; a host tier stands beside it
-        ([how](gpu.md)). `auto` stays on the CPU where `model.kernels`, `model.quantize`, a second base or several
-        ranks ask for it.
+        weights, keys and values, and adapters in bf16, or its weights as `model.quantize` says, and serves one base; a
+        host tier stands beside it ([how](gpu.md)). `auto` stays on the CPU where `model.kernels`, a second base or
+        several ranks ask for it.
         """,
     )
     kernels: str = setting(
@@ -126,8 +126,8 @@ class ModelConfig:
         a small loss of quality ([how](decisions/int8.md)). `int4` holds the linear layers in 5 bits a weight, scales
         included, and the embedding and the head in int8: a third of the memory of bf16, at a larger loss
         ([how](decisions/int4.md)). Adapters, norms, keys and values stay as they are, and so does an adapter that was
-        trained on a base of four bits (QLoRA). Computed by the native kernels: `model.kernels` must be `auto` or
-        `native`.
+        trained on a base of four bits (QLoRA). A card holds the same forms ([how](gpu.md)), and keeps with `none` what
+        a checkpoint stores in four bits. `model.kernels` must be `auto`, `native`, `torch` or `triton`.
         """,
     )
     embedding_pooling: str = setting(
@@ -153,7 +153,8 @@ class ModelConfig:
         high=1_024,
         text="""
         Ranks that share the base: processes, each with a part of the heads, of the feed-forward width and of the
-        vocabulary. The number must divide the base's heads and its feed-forward width.
+        vocabulary. The number must divide the base's heads and its feed-forward width. With `model.device` `cuda` rank
+        0 has the first card, rank 1 the second, and so on.
         """,
     )
     tensor_parallel_of: tuple[str, ...] = setting(

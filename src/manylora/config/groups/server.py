@@ -26,6 +26,23 @@ class ServerConfig:
         Port on which the server listens; 0 takes a free one.
         """,
     )
+    trace_url: str = setting(
+        "",
+        check=checks.url_or_empty,
+        text="""
+        Address of an OpenTelemetry collector for traces over OTLP/HTTP, such as `http://127.0.0.1:4318/v1/traces`: one
+        span a request ([traces](operating.md#traces)). It needs `pip install 'manylora[otel]'`. Empty: no traces.
+        """,
+    )
+    trace_share: float = setting(
+        1.0,
+        low=0,
+        high=1,
+        text="""
+        Share of the requests with a span, of those without a trace of the caller's. A caller's `traceparent` decides
+        itself.
+        """,
+    )
     max_body_bytes: int = setting(
         2 * MIB,
         low=1,
@@ -55,6 +72,14 @@ class ServerConfig:
         low=1,
         text="""
         The same of one tenant; a further one gets 429 `rate_limit_exceeded` with Retry-After.
+        """,
+    )
+    tenant_response_followers: int = setting(
+        256,
+        low=1,
+        text="""
+        Streams of responses with `background` that a server shows one tenant at once, also of responses that other
+        servers run; a further one gets 429 `rate_limit_exceeded` with Retry-After.
         """,
     )
     max_best_of: int = setting(

@@ -70,7 +70,8 @@ class StorageConfig:
         low=1,
         text="""
         Bytes of all responses of a tenant together, with the conversations that they continue; beyond them the oldest
-        are deleted, but none that runs in the background. A larger response is not kept; with `background` it is
-        refused.
+        are deleted, but none that runs in the background. A larger response is not kept; with
+        `background`, one whose longest reply may make it larger is refused with 403, and with 429 while others that
+        run hold the room.
         """,
     )

@@ -5,6 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 
 from manylora.config.settings import signup_limits
+from manylora.control.budgets.budgets import list_budgets
 from manylora.control.http.schemas import (
     CallerBody,
     KeyBody,
@@ -37,8 +38,10 @@ from manylora.control.tenants.key_lines import limit as limit_line
 from manylora.control.tenants.key_lines import require_no_gain, require_power
 from manylora.control.tenants.keys import Key, get_key, keys_page, set_limits
 from manylora.control.tenants.limits import require_known_bases
+from manylora.control.tenants.passwords import require_password
 from manylora.control.tenants.signup import open_account
-from manylora.control.tenants.tenants import get_tenant
+from manylora.control.tenants.tenants import get_tenant, require_free
+from manylora.errors import InsufficientPermissions
 from manylora.http.callers import Caller
 from manylora.http.scopes import ANY
 from manylora.tenancy import Scope
@@ -60,15 +63,44 @@ async def _require_scopes_of_key(caller: CallerDep, body: NewKey) -> None:
         caller.require(scope)
 
 
+async def require_no_budget(connection: AsyncConnection, caller: Caller) -> None:
+    """Raise `InsufficientPermissions` for a key under a budget of its own: another key would not be under it."""
+    if caller.key is None:
+        return
+    origin = (await get_key(connection, caller.key)).facts.origin
+    budgets = await list_budgets(connection, caller.tenant)
+    own = [each for each in budgets if each.is_hard and each.facts.key == origin]
+    if own:
+        raise InsufficientPermissions(
+            f"a key under the budget `{own[0].name}` of its own makes and takes over no other, and sets no password"
+        )
+
+
 KEY_OWNER = [*requires(Scope.MANAGE), Depends(_require_key_owner)]
 """Dependencies of the routes that change keys."""
 
 
 @router.post("/signup", status_code=201, dependencies=[Depends(_count_signup)])
-async def signup(control: ControlDep, actor: ActorDep, body: Signup) -> SignedUp:
-    """Become a tenant, with a first credit and a first key. Needs no key."""
-    limits = signup_limits(control.config)
-    tenant, key, text = await open_account(control, actor, body.id, name=body.name, email=body.email, limits=limits)
+async def signup(control: ControlDep, services: ServicesDep, actor: ActorDep, body: Signup) -> SignedUp:
+    """Become a tenant, with a first credit and a first key, and with a login where `password` is given.
+
+    Needs no key.
+    """
+    password_hash = None
+    if body.password is not None:
+        require_password(body.password, body.id)
+        async with control.database.read() as connection:
+            await require_free(connection, body.id)  # before the work of the hash
+        password_hash = await services.hasher.hashed(body.password)
+    tenant, key, text = await open_account(
+        control,
+        actor,
+        body.id,
+        name=body.name,
+        email=body.email,
+        limits=signup_limits(control.config),
+        password_hash=password_hash,
+    )
     return SignedUp(tenant=TenantBody.of(tenant), key=KeyBody.of(key, text))
 
 
@@ -101,6 +133,8 @@ async def list_keys(
 @router.post("/account/keys", status_code=201, dependencies=[*KEY_OWNER, Depends(_require_scopes_of_key)])
 async def issue(control: ControlDep, caller: CallerDep, actor: ActorDep, body: NewKey) -> KeyBody:
     """Make a key of the caller's tenant, with at most the scopes, limits and lifetime of the caller's own key."""
+    async with control.database.read() as connection:
+        await require_no_budget(connection, caller)
     return await make_key(control, actor, caller.tenant, body, maker=caller.key)
 
 
@@ -111,6 +145,8 @@ async def rotate(control: ControlDep, caller: CallerDep, actor: ActorDep, key: s
         own, other = await _key_to_change(connection, caller, key, actor.at_ms)
         if own is not None:
             require_no_gain(own, other)
+            if own.facts.origin != other.facts.origin:
+                await require_no_budget(connection, caller)
         return await rotate_and_record(control, connection, actor, key, body, issuer=caller.key)
 
 

@@ -11,13 +11,17 @@ from fastapi import Depends
 from fastapi.params import Depends as Dependency
 from starlette.requests import Request
 
+from manylora.control.catalogue.shown_plans import ShownPlans
 from manylora.control.control import Control
+from manylora.control.edges.allowances import AllowancePools
 from manylora.control.registry.intake import Intake
 from manylora.control.registry.uploads import Uploads
 from manylora.control.stored.objects import TenantStore
 from manylora.control.tenants.audit import Actor, actor_of
 from manylora.control.tenants.callers import caller_of
+from manylora.control.tenants.passwords import PasswordHasher
 from manylora.control.tenants.read_budget import ReadBudget
+from manylora.control.tenants.sign_ins import SignInLimiter
 from manylora.control.tenants.signup import SignupLimiter
 from manylora.control.tenants.tenants import Tenant, get_tenant
 from manylora.http.callers import Caller
@@ -37,7 +41,11 @@ class Services:
     uploads: Uploads
     store: TenantStore
     signups: SignupLimiter
+    sign_ins: SignInLimiter
+    hasher: PasswordHasher
     read_budget: ReadBudget
+    allowances: AllowancePools
+    plans: ShownPlans
     started_ms: int
 
     @staticmethod
@@ -50,7 +58,11 @@ class Services:
             uploads=Uploads(intake),
             store=TenantStore.of(control),
             signups=SignupLimiter(control.clock, is_open=control.config.control.signup_open),
+            sign_ins=SignInLimiter(control.clock),
+            hasher=PasswordHasher(),
             read_budget=ReadBudget(control.clock, control.config.control.reads_per_minute),
+            allowances=AllowancePools(control.clock),
+            plans=ShownPlans(),
             started_ms=control.now_ms(),
         )
 

@@ -19,19 +19,23 @@ from manylora.control.deployments.deployments import (
     change_deployment,
     create_deployment,
     delete_deployment,
+    every_deployment,
     find_deployment,
     list_deployments,
     recommended_config,
     shared_deployments,
 )
+from manylora.control.deployments.figures import figures_of
 from manylora.control.http.deployment_schemas import (
     COMPARED_DAYS,
     ChangedDeployment,
     Json,
     Kind,
     NewDeployment,
+    billed_json,
     comparison_json,
     deployment_json,
+    start_json,
 )
 from manylora.control.http.other_replies import ZIP_REPLY
 from manylora.control.routes.dependencies import ActorDep, CallerDep, ControlDep, ServicesDep, requires
@@ -42,7 +46,10 @@ from manylora.http.callers import Caller
 from manylora.http.scopes import LOOKING
 from manylora.tenancy import Scope
 
+MAX_PAGE = 1_000
+
 routes = APIRouter(tags=["deployments"])
+operators = APIRouter(prefix="/admin/deployments", tags=["admin"], dependencies=requires(Scope.ADMIN))
 _UNQUOTED_PLUS = re.compile(r"(:\d\d(?:\.\d+)?) (\d\d:\d\d)$")
 """The sign of a time zone that a client has not quoted; a query reads it as a space. Predibase's SDK quotes nothing."""
 
@@ -80,7 +87,7 @@ async def list_all(
         return {"data": await _with_prices(connection, control, caller, found)}
 
 
-@routes.post("/v2/deployments", summary="Ask for a dedicated deployment", dependencies=requires(Scope.UPLOAD))
+@routes.post("/v2/deployments", summary="Ask for a dedicated deployment", dependencies=requires(Scope.MANAGE))
 async def create(
     control: ControlDep, caller: CallerDep, actor: ActorDep, shared: SharedDep, body: NewDeployment
 ) -> Json:
@@ -92,7 +99,10 @@ async def create(
             config=body.config,
             description=_storable(body.description or ""),
             shared=shared,
+            hourly_nanousd=control.config.placement.hourly_nanousd,
             now_ms=control.now_ms(),
+            placer=control.placer,
+            key=caller.key,
         )
         await record(connection, actor, "create", "deployment", made.name, tenant=caller.tenant, after=_facts(made))
         [shown] = await _with_prices(connection, control, caller, [made])
@@ -121,7 +131,7 @@ async def show(control: ControlDep, caller: CallerDep, deployment: DeploymentDep
     return {"data": shown}
 
 
-@routes.put("/v2/deployments/{name}", summary="Change a deployment of your own", dependencies=requires(Scope.UPLOAD))
+@routes.put("/v2/deployments/{name}", summary="Change a deployment of your own", dependencies=requires(Scope.MANAGE))
 async def change(
     control: ControlDep, caller: CallerDep, actor: ActorDep, shared: SharedDep, name: str, body: ChangedDeployment
 ) -> Json:
@@ -134,7 +144,10 @@ async def change(
             config=body.config,
             description=None if body.description is None else _storable(body.description),
             shared=shared,
+            hourly_nanousd=control.config.placement.hourly_nanousd,
             now_ms=control.now_ms(),
+            placer=control.placer,
+            key=caller.key,
         )
         before, after = _facts(old), _facts(changed)
         await record(connection, actor, "change", "deployment", name, tenant=caller.tenant, before=before, after=after)
@@ -146,7 +159,7 @@ async def change(
     "/v2/deployments/{name}",
     summary="Delete a deployment of your own",
     status_code=204,
-    dependencies=requires(Scope.UPLOAD),
+    dependencies=requires(Scope.MANAGE),
 )
 async def remove(control: ControlDep, caller: CallerDep, actor: ActorDep, shared: SharedDep, name: str) -> None:
     async with control.database.write() as connection:
@@ -171,20 +184,34 @@ async def request_logs(
 ) -> Response:
     """Download the caller's requests in `[from, to)`: a zip with one JSON object a line. Default time zone: UTC."""
     span = (_moment_ms(begin, "from", 0), _moment_ms(end, "to", control.now_ms() + 1))
-    base = deployment.base
-    if deployment.tenant is not None or (adapter is not None and not is_storable(adapter)):
-        base = ""  # a dedicated deployment has served no request
-    asked = LogRead(caller.tenant, base, adapter if base else None, *span)
+    if adapter is not None and not is_storable(adapter):
+        adapter = ""  # of that name there is none
+    dedicated = None if deployment.tenant is None else deployment.name
+    asked = LogRead(caller.tenant, deployment.base, adapter, *span, dedicated)
     return Response(await control.reads.answer(control.database, asked, caller.tenant), media_type="application/zip")
+
+
+@operators.get("")
+async def list_of_all_tenants(
+    control: ControlDep,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
+    after: Annotated[int, Query(ge=0, le=1 << 62, description="The `after` of the page before.")] = 0,
+) -> Json:
+    """List the dedicated deployments of all tenants, in the order of their creation, each with its `tenant`."""
+    async with control.database.read() as connection:
+        found = await every_deployment(connection, limit=limit, after=after)
+    last = found[-1].number if len(found) == limit else None
+    return {"data": [{**deployment_json(each, 0), "tenant": each.tenant} for each in found], "after": last}
 
 
 async def _with_prices(
     connection: AsyncConnection, control: Control, caller: Caller, found: Sequence[Deployment]
 ) -> list[Json]:
-    """Return deployments as JSON, dedicated ones with the cost of the tenant's recent usage by the token.
+    """Return deployments as JSON, dedicated ones with their bill and the cost of the tenant's usage by the token.
 
     Usage is for keys with the scope `read`; a key without it gets no comparison.
     """
+    figures = await figures_of(connection, caller.tenant, [each.name for each in found], control.now_ms())
     windows = {base.name: base.window for base in served_bases(control.config)}
     metered_nanousd = 0
     may_read = Scope.READ in caller.scopes
@@ -197,7 +224,16 @@ async def _with_prices(
     return [
         deployment_json(each, windows.get(each.base, 0))
         if each.tenant is None
-        else deployment_json(each, 0) | ({"comparison": comparison_json(each, metered_nanousd)} if may_read else {})
+        else deployment_json(each, 0)
+        | start_json(figures[each.name])
+        | (
+            {
+                "comparison": comparison_json(each, metered_nanousd),
+                "billed": billed_json(figures[each.name]),
+            }
+            if may_read
+            else {}
+        )
         for each in found
     ]
 
@@ -227,3 +263,4 @@ def _storable(text: str) -> str:
 router = APIRouter()
 router.include_router(routes)
 router.include_router(routes, prefix="/v1")
+router.include_router(operators)

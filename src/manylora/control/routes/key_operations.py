@@ -37,10 +37,12 @@ async def make_key(control: Control, actor: Actor, tenant: str, body: NewKey, ma
         await require_known_bases(control, connection, limits)
         facts = None
         if maker is not None:
-            facts = (await live_key(connection, maker, now_ms)).facts
+            own = await live_key(connection, maker, now_ms)
+            facts = own.facts
             if facts.limits != Limits():
                 raise InsufficientPermissions("a key with limits of its own makes no others: each would have them anew")
-            limits, expires_ms = within(facts, limits, expires_ms)
+            if not own.is_session:
+                limits, expires_ms = within(facts, limits, expires_ms)
         made = await issue_key(
             connection,
             control.pepper,

@@ -7,12 +7,8 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.bases import is_same_base
-from manylora.control.deployments.deployments import (
-    PENDING_DETAIL,
-    DeploymentState,
-    list_deployments,
-    supported_bases,
-)
+from manylora.control.deployments.deployments import Deployment, list_deployments, supported_bases
+from manylora.control.deployments.status import DeploymentState
 from manylora.control.http.deployment_schemas import Json, older_json
 from manylora.control.http.schemas import iso
 from manylora.control.routes.dependencies import CallerDep, ControlDep, requires
@@ -58,19 +54,36 @@ async def show_older(control: ControlDep, caller: CallerDep, deployment: Deploym
         return older_json(deployment, await _number_of(connection, caller.tenant))
 
 
+EVENTS = {
+    DeploymentState.READY: "Ready",
+    DeploymentState.UPDATING: "Ready",
+    DeploymentState.ERRORED: "Failed",
+    DeploymentState.STANDBY: "Standby",
+    DeploymentState.STOPPED: "Stopped",
+    DeploymentState.INITIALIZING: "Initializing",
+    DeploymentState.PENDING: "Pending",
+}
+"""Types of events. The SDK waits for `Ready` or `Failed` after it has created or changed a deployment."""
+
+
 @routes.get("/llms/{name}/events")
 async def events(control: ControlDep, deployment: DeploymentDep, detailed: bool = False) -> Json:
-    """List the events of a deployment. One that waits for a machine has neither `Ready` nor `Failed`."""
-    is_ready = deployment.state is DeploymentState.READY
-    event: Json = {"eventType": "Ready" if is_ready else "Pending", "timestamp": iso(deployment.updated_ms)}
-    if detailed and not is_ready:
-        event["message"] = PENDING_DETAIL
+    """Tell the last event of a deployment. One that waits for a machine has neither `Ready` nor `Failed`."""
+    event: Json = {"eventType": EVENTS[deployment.state], "timestamp": iso(_event_ms(deployment))}
+    if detailed and (detail := deployment.status_detail):
+        event["message"] = detail
+    ready_ms = deployment.ready_ms
     return {
         "name": deployment.name,
         "ComputeEvents": [event],
         "deploymentStatus": deployment.state.value,
-        "resourceActiveTime": (control.now_ms() - deployment.created_ms) // 1000 if is_ready else 0,
+        "resourceActiveTime": 0 if ready_ms is None else (control.now_ms() - ready_ms) // 1000,
     }
+
+
+def _event_ms(deployment: Deployment) -> int:
+    """Return the moment of the last event: of a replica's, else of the deployment's last change."""
+    return max((each.since_ms for each in deployment.replicas), default=deployment.updated_ms)
 
 
 @routes.get("/llms/{name}/scaled", summary="Tell whether a deployment has a running replica")

@@ -24,6 +24,8 @@ from manylora.control.tenants.credit import balance_of, grant_credit
 from manylora.control.tenants.limits import require_known_bases
 from manylora.control.tenants.signup import open_account
 from manylora.control.tenants.tenants import Tenant, get_tenant, list_tenants, set_state, set_terms
+from manylora.control.wallet.book import GrantKind
+from manylora.control.wallet.wallet import GrantTerms
 from manylora.tenancy import Scope, TenantState
 
 MAX_PAGE = 1000
@@ -126,9 +128,11 @@ async def put_limits(control: ControlDep, actor: ActorDep, tenant: str, body: Li
 async def add_credit(control: ControlDep, actor: ActorDep, tenant: str, body: NewCredit) -> BalanceBody:
     """Add to a tenant's credit, or take from it; returns the balance."""
     now_ms = control.now_ms()
+    expires_ms = None if body.expires_in_s is None else now_ms + int(1000 * body.expires_in_s)
+    terms = GrantTerms(kind=GrantKind(body.kind), priority=body.priority, expires_ms=expires_ms)
     async with control.database.write() as connection:
         is_new = await grant_credit(
-            connection, tenant, body.nanousd, grant_id=body.id, reason=body.reason, now_ms=now_ms
+            connection, tenant, body.nanousd, grant_id=body.id, reason=body.reason, now_ms=now_ms, terms=terms
         )
         if is_new:
             await record(connection, actor, "grant", "credit", body.id, tenant=tenant, after=body.model_dump())

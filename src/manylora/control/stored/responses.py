@@ -13,37 +13,37 @@ from manylora.control.stored.objects import (
     remove_blobs,
     total_of,
 )
-from manylora.errors import NameTaken, ResourceNotFound, StorageLimitExceeded
+from manylora.errors import LimitExceeded, NameTaken, ResourceNotFound, StorageLimitExceeded
 from manylora.stored.conversations import digest_of
 
 MOST_BYTES = 1 << 30
-
-
+ROOM_WAIT_S = 5.0
+"""Seconds after which a caller asks again for the room that running responses hold."""
 RUNNING = "running"
 """The purpose of a response that has not ended; it is never pruned."""
-END_BYTES = 1 << 10
-"""Bytes by which a response may always grow at its replacement, so that its end without a text fits."""
 
 
 async def keep_response(
-    store: TenantStore, tenant: str, response: str, data: bytes, *, is_running: bool = False
+    store: TenantStore, tenant: str, response: str, data: bytes, *, is_running: bool = False, growth: int = 0
 ) -> None:
     """Keep a response, and drop the tenant's oldest ended ones beyond its count and bytes.
 
     A second call changes nothing. A response for which there is no room is not kept; one that is running is refused.
-    Raises `StorageUnavailable`, and `StorageLimitExceeded` for one that is running.
+    It counts with the bytes by which it may grow until its end, `growth`.
+    Raises `StorageUnavailable`, and for one that is running: `StorageLimitExceeded` if it is larger than the whole
+    quota, `LimitExceeded` if other running ones hold the room, which their ends make free.
     """
     settings, now_ms = store.settings, store.control.now_ms()
-    if len(data) > settings.tenant_response_bytes:
+    if (size := len(data) + growth) > settings.tenant_response_bytes:
         if is_running:
-            raise _too_many(store)
+            raise StorageLimitExceeded(f"{_quota(store)}; {_size(size)}")
         return
     await store.blobs.write(tenant, response, data)
     row = {
         "id": response,
         "tenant": tenant,
         "kind": RESPONSE,
-        "bytes": len(data),
+        "bytes": size,
         "created_ms": now_ms,
         "expires_ms": now_ms + int(1000 * settings.responses_s),
         "is_whole": True,
@@ -62,7 +62,10 @@ async def keep_response(
             gone = await drop_rows(connection, (stored.c.tenant == tenant) & stored.c.id.in_(beyond))
     await remove_blobs(store, gone)
     if not has_room and is_running:
-        raise _too_many(store)
+        raise LimitExceeded(
+            f"{_quota(store)}, and those with `background` under way hold the room that is left; {_size(size)}",
+            wait_s=ROOM_WAIT_S,
+        )
 
 
 async def replace_response(
@@ -70,8 +73,8 @@ async def replace_response(
 ) -> None:
     """Replace a response whose bytes have the digest `before`, and drop the oldest others that have ended as at a put.
 
-    Its time begins anew. Raises `ResourceNotFound`, `NameTaken` if another edge has replaced it meanwhile,
-    `StorageLimitExceeded`.
+    Its time begins anew. It is kept whatever its size, since it is paid: its room was reserved before it ran.
+    Raises `ResourceNotFound`, and `NameTaken` if another edge has replaced it meanwhile.
     """
     own = is_object(tenant, RESPONSE, response)
     async with store.control.database.write() as connection:
@@ -82,11 +85,10 @@ async def replace_response(
             raise ResourceNotFound("no such response")
         if digest_of(await _read(store, tenant, response)) != before:
             raise NameTaken("another server has changed the response; repeat the request")
-        facts = {"bytes": len(data), "expires_ms": _now(store) + int(1000 * store.settings.responses_s)}
+        taken = max(size, len(data)) if is_running else len(data)
+        facts = {"bytes": taken, "expires_ms": _now(store) + int(1000 * store.settings.responses_s)}
         await connection.execute(update(stored).where(own).values({**facts, "purpose": RUNNING}))
-        has_room, beyond = await _beyond(store, connection, tenant)
-        if not has_room and len(data) > size + END_BYTES:
-            raise _too_many(store)
+        _, beyond = await _beyond(store, connection, tenant)
         await store.blobs.write(tenant, response, data)
         await connection.execute(update(stored).where(own).values(purpose=RUNNING if is_running else ""))
         gone = await drop_rows(connection, (stored.c.tenant == tenant) & stored.c.id.in_(beyond))
@@ -114,12 +116,15 @@ async def _beyond(store: TenantStore, connection: AsyncConnection, tenant: str) 
     return has_room, beyond
 
 
-def _too_many(store: TenantStore) -> StorageLimitExceeded:
-    return StorageLimitExceeded(
+def _quota(store: TenantStore) -> str:
+    return (
         f"the tenant may have {store.settings.tenant_responses} responses (storage.tenant_responses) with "
-        f"{store.settings.tenant_response_bytes} bytes together (storage.tenant_response_bytes), and those that run "
-        "are not dropped"
+        f"{store.settings.tenant_response_bytes} bytes together (storage.tenant_response_bytes)"
     )
+
+
+def _size(size: int) -> str:
+    return f"this one may take {size} bytes, fewer with a smaller `max_output_tokens`"
 
 
 async def get_response(store: TenantStore, tenant: str, response: str) -> bytes:

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +21,10 @@ from manylora.server.app.documents import Documents, documents_router
 from manylora.server.app.error_handlers import handle_errors, unknown_router
 from manylora.server.app.middleware.layers import layered
 from manylora.server.batches.runner import BatchRunner
+from manylora.server.dedicated.proxy import DedicatedProxy
 from manylora.server.engine_client.streams import OnFinished, SequenceStream
 from manylora.server.generation.admission import AdmissionControl
+from manylora.server.generation.arms import Arms
 from manylora.server.generation.models import StartedBase
 from manylora.server.generation.routing import ModelRouter, open_models
 from manylora.server.generation.service import GenerationService
@@ -31,6 +33,7 @@ from manylora.server.http.routing import Guards
 from manylora.server.metering.meter import Meter
 from manylora.server.names.pushed_adapters import PushCopies
 from manylora.server.observability.metrics import Meters
+from manylora.server.observability.tracing import RequestTracer, open_tracer
 from manylora.server.pushing.pushed_names import PushedNames
 from manylora.server.pushing.pusher import Pusher
 from manylora.server.routes.adapter_listing import Catalogue
@@ -44,7 +47,8 @@ from manylora.server.routes.openai.completions import OpenAIRoutes, openai_route
 from manylora.server.routes.openai.conversations import ConversationRoutes, conversation_routers
 from manylora.server.routes.openai.embeddings import EmbeddingRoutes, embeddings_router
 from manylora.server.routes.openai.files import FileRoutes, file_routers
-from manylora.server.routes.openai.responses import ResponseRoutes, response_routers
+from manylora.server.routes.openai.responses.routes import ResponseRoutes, response_routers
+from manylora.server.routes.own_adapters import own_adapter_router
 from manylora.server.routes.pushes import PushRoutes, push_routers
 from manylora.server.storage.responses import TenantResponses
 from manylora.server.storage.storage import Storage
@@ -63,24 +67,44 @@ class EdgeApp:
         batches: BatchRunner | None = None,
         responses: TenantResponses | None = None,
         response_routes: ResponseRoutes | None = None,
+        tracer: RequestTracer | None = None,
+        arms: Arms | None = None,
+        dedicated: DedicatedProxy | None = None,
     ) -> None:
         """`api` holds the routes within `asgi`."""
         self.api = api
         self.batches = batches
         self._responses = responses
         self._response_routes = response_routes
+        self.arms = arms
+        self._dedicated = dedicated
         self.models = models
         self.admission = admission
         self.pusher = pusher
         self._asgi = asgi
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._asgi(scope, receive, send)
 
     async def start(self) -> None:
-        """Begin to run batches. The engine answers, and usage is recorded."""
+        """Begin to run batches, and to report requests to dedicated deployments. The engine answers."""
+        if self._dedicated is not None:
+            self._dedicated.waits.start()
         if self.batches is not None:
             await self.batches.start()
+
+    def begin_drain(self) -> None:
+        """Refuse new requests, here and on their way to dedicated deployments."""
+        self.admission.is_draining = True
+        if self._dedicated is not None:
+            self._dedicated.waits.is_draining = True
+
+    async def emptied(self) -> None:
+        """Return once no request is under way, here or at a dedicated deployment."""
+        await self.admission.emptied()
+        if self._dedicated is not None:
+            await self._dedicated.waits.emptied()
 
     async def stop(self) -> None:
         """End the lines of batches under way, which run again elsewhere or after the next start, and send responses.
@@ -91,6 +115,8 @@ class EdgeApp:
             await self.batches.stop()
         if self._response_routes is not None:
             await self._response_routes.stop()
+        if self.arms is not None:
+            await self.arms.stop()
         if self._responses is not None:
             await self._responses.flush()
 
@@ -102,6 +128,8 @@ class EdgeApp:
     def close(self) -> None:
         self.pusher.close()
         self.models.close()
+        if self._tracer is not None:
+            self._tracer.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +143,19 @@ class _EndListeners:
             listener(stream, finished)
 
 
+MakeConsole = Callable[[Config, App], App]
+"""Makes the console of a server. The second argument is the server with all its layers, which the console calls."""
+
+
+class _WholeServer:
+    """The server with all its layers, known before they are made. Calls begin after that."""
+
+    app: App
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
 def create_app(
     config: Config,
     bases: Sequence[StartedBase],
@@ -124,6 +165,8 @@ def create_app(
     meter: Meter | None = None,
     control: object | None = None,
     storage: Storage | None = None,
+    console: MakeConsole | None = None,
+    dedicated: DedicatedProxy | None = None,
 ) -> EdgeApp:
     """Return the edge's application around started engines. The caller closes the other parts.
 
@@ -131,7 +174,9 @@ def create_app(
            access   the check of keys, limits and credit; None: every caller may use everything
            meter    records usage; None: no usage is recorded
            control  the ASGI application of the control plane's routes; None: the server has none
+           console  makes the console; None: the server has none
            storage  what the control plane keeps of tenants; None: files, batches, responses and pushes are refused
+           dedicated  passes requests on to tenants' dedicated deployments; None: there are none. The caller closes it
     """
     clock = clock or SystemClock()
     access = access or Access(clock)
@@ -145,6 +190,7 @@ def create_app(
     service = GenerationService(
         models=models, admission=admission, meters=meters, clock=clock, access=access, meter=meter
     )
+    service.arms = arms = Arms(models, meters, clock, meter)
     catalogue = Catalogue(models, clock)
     pusher = Pusher(pushed, config.adapters, models=models, clock=clock)
     for base in models.handles:
@@ -160,7 +206,7 @@ def create_app(
     conversations = None if storage is None else storage.conversations
     responses = ResponseRoutes(service, settings, kept, conversations, clock)
     batches = None
-    if storage is not None:
+    if storage is not None and not config.control.deployment:  # a batch may be of any tenant
         handlers = openai.handlers() | responses.handlers() | embeddings.handlers()
         edge = secrets.token_hex(8) if meter is None else meter.edge
         names = [base.served.model_id for base in bases]
@@ -182,12 +228,15 @@ def create_app(
         *info_routers(FactRoutes(service, settings, meters, catalogue, batches), guards, clock),
         *push_routers(PushRoutes(pusher, models.resolver, settings, access), guards, clock),
         *adapter_router(adapters, guards, clock),
+        own_adapter_router(models, guards, clock),
         documents_router(documents, guards, clock),
         unknown_router(guards),
     )
     for router in routers:
         api.router.routes.extend(router.routes)  # `include_router` builds each route a second time
     handle_errors(api, clock)
+    tracer = open_tracer(settings, clock)
+    whole = _WholeServer()
     asgi = layered(
         cast(App, api),
         settings=settings,
@@ -196,8 +245,12 @@ def create_app(
         clock=clock,
         access=access,
         control=cast("App | None", control),
+        tracer=tracer,
+        console=None if console is None else console(config, whole),
+        dedicated=dedicated,
     )
-    return EdgeApp(asgi, api, models, pusher, admission, batches, kept, responses)
+    whole.app = asgi
+    return EdgeApp(asgi, api, models, pusher, admission, batches, kept, responses, tracer, arms, dedicated)
 
 
 def _api(models: ModelRouter, pusher: Pusher) -> FastAPI:

@@ -1,8 +1,6 @@
 """The proxy for the routes of a control plane at a URL: it passes requests and replies on unchanged."""
 
-from collections.abc import AsyncIterator
-from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -10,14 +8,11 @@ from manylora.clock import Clock
 from manylora.errors import ControlUnavailable
 from manylora.http.loopback import EDGE_HEADER, FORWARDED
 from manylora.server.http.context import HttpContext, Receive, Scope, Send
+from manylora.server.http.passing import HOP_BY_HOP, answer, body_of, client_headers, headers_without, target_of
 
 CONNECT_WAIT_S = 5.0
 READ_WAIT_S = 120.0
 """Seconds for the control plane's reply. The control plane checks an upload before it replies."""
-HOP_BY_HOP = frozenset(
-    {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding"}
-    | {"upgrade", "host", "content-length"}
-)
 NOT_PASSED_ON = HOP_BY_HOP | {EDGE_HEADER, "origin", *FORWARDED, "x-forwarded-prefix"}
 """Headers that the proxy does not copy: of one connection, of this edge itself, and an Origin that it has checked."""
 
@@ -36,19 +31,12 @@ class ControlProxy:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        query = scope.get("query_string", b"").decode("latin-1")
-        target = quote(scope["path"], safe="/:@!$&'()*+,;=~") + (f"?{query}" if query else "")
-        kept = [
-            (name, value) for name, value in scope["headers"] if name.decode("latin-1").lower() not in NOT_PASSED_ON
-        ]
-        client = scope.get("client")
-        if client:
-            kept.append((b"x-forwarded-for", str(client[0]).encode("latin-1")))
-        kept += [(b"via", b"1.1 manylora"), (EDGE_HEADER.encode(), self._edge_token)]
-        kept += self._address_headers(scope)
+        target = target_of(scope, scope["path"])
+        kept = headers_without(scope["headers"], NOT_PASSED_ON)
+        kept += [*client_headers(scope), (EDGE_HEADER.encode(), self._edge_token), *self._address_headers(scope)]
         length = [(name, value) for name, value in scope["headers"] if name.lower() == b"content-length"]
         is_empty = scope["method"] in ("GET", "HEAD", "DELETE") or length == [(b"content-length", b"0")]
-        content = None if is_empty else _body(receive)
+        content = None if is_empty else body_of(receive)
         request = self._client.build_request(scope["method"], target, headers=[*kept, *length], content=content)
         try:
             reply = await self._client.send(request, stream=True)
@@ -57,7 +45,9 @@ class ControlProxy:
             await HttpContext(scope, self._clock).fail(refusal)
             return
         try:
-            await _answer(reply, send)
+            await answer(reply, send)
+        except httpx2.TransportError as error:  # no error can follow the head, so that the connection ends as its own
+            raise ConnectionResetError from error
         finally:
             await reply.aclose()
 
@@ -73,23 +63,3 @@ class ControlProxy:
 
     async def close(self) -> None:
         await self._client.aclose()
-
-
-async def _body(receive: Receive) -> AsyncIterator[bytes]:
-    while True:
-        message: dict[str, Any] = await receive()
-        if message["type"] == "http.disconnect":
-            raise ConnectionResetError
-        yield message.get("body", b"")
-        if not message.get("more_body"):
-            return
-
-
-async def _answer(reply: httpx2.Response, send: Send) -> None:
-    headers = [(name, value) for name, value in reply.headers.raw if name.decode("latin-1").lower() not in HOP_BY_HOP]
-    if (length := reply.headers.get("content-length")) is not None:
-        headers.append((b"content-length", length.encode("ascii")))
-    await send({"type": "http.response.start", "status": reply.status_code, "headers": headers})
-    async for part in reply.aiter_raw():
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from manylora.clock import Clock
@@ -15,7 +15,10 @@ from manylora.server.access.access import Access
 from manylora.server.access.control_client import HttpControlClient
 from manylora.server.access.credit import LeasedCredit
 from manylora.server.access.directory import Directory
+from manylora.server.access.fleet_limits import FleetLimits
 from manylora.server.app.control_proxy import ControlProxy
+from manylora.server.dedicated.proxy import DedicatedProxy
+from manylora.server.dedicated.waits import DeploymentWaits
 from manylora.server.metering.meter import Meter
 
 log = logging.getLogger(__name__)
@@ -23,6 +26,7 @@ log = logging.getLogger(__name__)
 START_WAIT_S = 60.0
 """Seconds for which a server waits at its start for the first answer of a control plane at a URL."""
 START_PAUSE_S = 0.5
+ORPHAN_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +76,9 @@ class ControlSession:
     _config: Config
     _clock: Clock
     _close: Callable[[], Awaitable[None]]
-    _following: asyncio.Task[None] | None = None
+    _following: list[asyncio.Task[None]] = field(default_factory=list)
+    _limits: FleetLimits | None = None
+    _dedicated: DedicatedProxy | None = None
 
     @staticmethod
     async def join(config: Config, factory: ControlFactory, clock: Clock) -> "ControlSession":
@@ -87,6 +93,7 @@ class ControlSession:
             keeps_journals=config.metering.keep_journals,
             ship_s=config.metering.ship_s,
             durable_wait_s=config.metering.durable_wait_s,
+            deployment=config.control.deployment.partition("/")[2] or None,
         )
         try:
             return await _joined(config, factory, clock, meter, is_needed=needed)
@@ -109,19 +116,39 @@ class ControlSession:
                     f"`--set control.free_bases={base}`"
                 )
         self.client.bases = tuple(bases)
-        purse = LeasedCredit(
+        leased = LeasedCredit(
             self.client,
             self._clock,
             edge=self.meter.edge,
             lease_nanousd=control.lease_nanousd,
         )
-        return Access(
+        access = Access(
             self._clock,
             is_key_needed=self.is_key_needed,
             directory=self.directory,
-            purse=purse,
+            leased=leased,
             free_bases=control.free_bases,
+            only_tenant=control.deployment.partition("/")[0],
         )
+        if control.url:  # other edges may share the control plane, and with it the limits
+            self._limits = access.join_fleet(self.client, self.meter.edge)
+        return access
+
+    def dedicated(self, access: Access) -> DedicatedProxy | None:
+        """Return the proxy for dedicated deployments, which `leave` closes; None for a replica of one itself."""
+        config = self._config
+        if config.control.deployment:
+            return None
+        waits = DeploymentWaits(
+            self.directory,
+            self.client,
+            self._clock,
+            edge=self.meter.edge,
+            wait_s=config.placement.wait_s,
+            max_waiting=config.placement.max_waiting,
+        )
+        self._dedicated = DedicatedProxy(access, waits, self._clock, max_body_bytes=config.server.max_body_bytes)
+        return self._dedicated
 
     async def begin(self, is_kept: Callable[[str], bool] = lambda request_id: False) -> None:
         """Close the requests that an earlier edge left open, then poll the control plane and ship usage to it.
@@ -130,12 +157,29 @@ class ControlSession:
         """
         await self.meter.recovered(is_kept)
         self.meter.start_shipping(self.client)
-        self._following = asyncio.create_task(self.directory.follow())
+        self._following = [asyncio.create_task(self.directory.follow())]
+        if self._limits is not None:
+            self._following.append(asyncio.create_task(self._limits.follow()))
+
+    def watch_control(self, end: Callable[[], None]) -> None:
+        """Call `end` once the control plane is silent for `placement.orphan_s`, at a replica of a deployment."""
+        if self._config.control.deployment:
+            self._following.append(asyncio.create_task(self._end_as_orphan(end)))
+
+    async def _end_as_orphan(self, end: Callable[[], None]) -> None:
+        while self.directory.age_s <= self._config.placement.orphan_s:  # noqa: ASYNC110  an age is no event
+            await asyncio.sleep(ORPHAN_LOOK_S)
+        log.warning("control.silent age_s=%.0f: this replica of a deployment ends", self.directory.age_s)
+        end()
 
     async def leave(self) -> None:
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
+        if self._limits is not None:
+            await self._limits.leave()
+        if self._dedicated is not None:
+            await self._dedicated.close()
         await self.directory.report_acts()
         await self.directory.report_uses(at_once=True)
         await self.meter.stop(self.client)

@@ -16,7 +16,7 @@ from manylora.config.settings import Config
 from manylora.errors import StartupError
 from manylora.http.listener import url_of
 from manylora.http.serving import HttpServer
-from manylora.server.app.application import EdgeApp, create_app
+from manylora.server.app.application import EdgeApp, MakeConsole, create_app
 from manylora.server.app.control_session import ControlFactory, ControlSession
 from manylora.server.app.starting import StartingApp
 from manylora.server.engine_client.client import EngineClient
@@ -25,6 +25,7 @@ from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.engine_client.transport import Transport
 from manylora.server.generation.models import StartedBase, tokenizer_of
 from manylora.server.metering.meter import Meter
+from manylora.server.observability.tracing import refuse_missing_library
 from manylora.server.storage.earlier import take_over
 from manylora.server.storage.storage import Storage, open_storage, plane_mark
 from manylora.system.collector import exempt_modules
@@ -69,6 +70,7 @@ def run_server(
     announce: Announce,
     bases: Sequence[Config] = (),
     transport: MakeTransport = own_process,
+    console: MakeConsole | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain, close the listener and return.
 
@@ -77,14 +79,16 @@ def run_server(
              factory    `module:function` of a `loop.EngineFactory`
              control    opens a control plane in this process, unless the configuration has its URL
              transport  makes the transport to each engine
-    Raises:  `StartupError` if an engine cannot be built
+             console    makes the console; None, or `console.enabled` off: the server has none
+    Raises:  `StartupError` if an engine cannot be built, `ConfigInvalid` without the library of traces
     """
+    refuse_missing_library(config.server)
     exempt_modules()
     keep_private()
     tighten(metering_dir(config), storage_dir(config), cache_dir(config) / "adapters")
     with listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         engines = [(each, transport(factory, each, announce.progress)) for each in bases or (config,)]
-        runner.run(_serve(config, listener, engines, control, announce))
+        runner.run(_serve(config, listener, engines, control, announce, console))
 
 
 Engines = Sequence[tuple[Config, Transport]]
@@ -92,7 +96,12 @@ Engines = Sequence[tuple[Config, Transport]]
 
 
 async def _serve(
-    config: Config, listener: socket.socket, engines: Engines, control: ControlFactory, announce: Announce
+    config: Config,
+    listener: socket.socket,
+    engines: Engines,
+    control: ControlFactory,
+    announce: Announce,
+    console: MakeConsole | None,
 ) -> None:
     """Reply from the first moment on: with 503 while the engine loads, then as the application, until a signal."""
     front = StartingApp(SystemClock())
@@ -103,7 +112,7 @@ async def _serve(
             membership = await signals.interrupting(ControlSession.join(config, control, SystemClock()))
             if membership.admin_key is not None:
                 announce.admin_key(membership.admin_key)
-            door = _Door(front, server, signals, url_of(listener))
+            door = _Door(front, server, signals, url_of(listener), console)
             await _serve_as(membership, config, engines, announce, door)
         finally:
             server.should_exit = True
@@ -112,12 +121,13 @@ async def _serve(
 
 @dataclass(frozen=True, slots=True)
 class _Door:
-    """The application at the port, its HTTP server, and the signals that stop it."""
+    """The application at the port with its console, its HTTP server, and the signals that stop it."""
 
     front: StartingApp
     server: HttpServer
     signals: StopSignals
     url: str
+    console: MakeConsole | None
 
 
 async def _serve_as(
@@ -125,22 +135,24 @@ async def _serve_as(
 ) -> None:
     signals, server = door.signals, door.server
     clients = [
-        _Client.open(each, transport, membership.meter, number) for number, (each, transport) in enumerate(engines)
+        EdgeClient.open(each, transport, membership.meter, number) for number, (each, transport) in enumerate(engines)
     ]
     app: EdgeApp | None = None
     storage: Storage | None = None
     try:
         plane = plane_mark(membership.directory.pepper)
         storage = open_storage(storage_dir(config), membership.client, SystemClock(), config.storage, plane=plane)
-        app = await signals.interrupting(_start(config, membership, clients, storage, announce))
+        starting = start_application(config, membership, clients, storage, announce, console=door.console)
+        app = await signals.interrupting(starting)
         door.front.open(app)
+        membership.watch_control(signals.first.set)
         announce.ready([each.client.served for each in clients], door.url)
         await signals.first_or(server.left)
         await _drain(app, clients, server, signals, config.server.drain_s)
     finally:
         if app is not None:
             await signals.hastening(app.stop())
-        await signals.hastening(_close(clients), partial(_kill, clients))
+        await signals.hastening(close_clients(clients), partial(kill_clients, clients))
         server.should_exit = True
         await server.left.wait()
         if app is not None:
@@ -151,7 +163,7 @@ async def _serve_as(
 
 
 @dataclass(frozen=True, slots=True)
-class _Client:
+class EdgeClient:
     """The client of one base's engine, with the settings of that base and its journal."""
 
     config: Config
@@ -173,16 +185,22 @@ class _Client:
         )
 
 
-async def _close(clients: Sequence[_Client]) -> None:
+async def close_clients(clients: Sequence[EdgeClient]) -> None:
     await asyncio.gather(*(each.client.close() for each in clients))
 
 
-async def _kill(clients: Sequence[_Client]) -> None:
+async def kill_clients(clients: Sequence[EdgeClient]) -> None:
     await asyncio.gather(*(each.client.kill() for each in clients))
 
 
-async def _start(
-    config: Config, membership: ControlSession, clients: Sequence[_Client], storage: Storage, announce: Announce
+async def start_application(
+    config: Config,
+    membership: ControlSession,
+    clients: Sequence[EdgeClient],
+    storage: Storage,
+    announce: Announce,
+    *,
+    console: MakeConsole | None = None,
 ) -> EdgeApp:
     """Start the engines, make the application, and check both with a first request of one token to each base.
 
@@ -201,6 +219,8 @@ async def _start(
         meter=membership.meter,
         control=membership.control,
         storage=storage,
+        console=console if config.console.enabled else None,
+        dedicated=membership.dedicated(access),
     )
     await take_over(storage)
     kept = await storage.kept_lines(membership.meter.lost_lines)
@@ -215,13 +235,13 @@ async def _start(
 
 
 async def _drain(
-    app: EdgeApp, clients: Sequence[_Client], server: HttpServer, signals: StopSignals, drain_s: float
+    app: EdgeApp, clients: Sequence[EdgeClient], server: HttpServer, signals: StopSignals, drain_s: float
 ) -> None:
     """Refuse new requests, and wait for those under way up to `drain_s` seconds or until a second signal."""
-    app.admission.is_draining = True
+    app.begin_drain()
     log.info("server.draining sequences=%d", app.admission.num_sequences)
     stopped = asyncio.create_task(app.stop())
-    emptied = asyncio.create_task(app.admission.emptied())
+    emptied = asyncio.create_task(app.emptied())
     hurried = asyncio.create_task(signals.second.wait())
     try:
         await asyncio.wait((emptied, hurried), timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
@@ -233,4 +253,4 @@ async def _drain(
         log.warning("server.drain_ended_early sequences=%d", app.admission.num_sequences)
     if signals.second.is_set():
         server.hasten()
-        await _kill(clients)
+        await kill_clients(clients)

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -30,6 +30,7 @@ from manylora.server.engine_client.messages import (
     StatsUpdate,
     StepFrame,
     SubmitRequest,
+    UndeliveredCount,
 )
 from manylora.server.engine_client.replies import PendingReplies
 from manylora.server.engine_client.served_model import ServedModel
@@ -61,6 +62,16 @@ class DeliveryRecord(Protocol):
 
         Raises `UsageUnrecorded` if that fails. The caller must not deliver the frame; the record drops every request.
         """
+
+    @property
+    def recorded(self) -> Mapping[str, int]:
+        """The number of the last written frame of each link of a fleet, by this edge and by earlier ones."""
+
+    def note_link(self, link: str) -> None:
+        """Write down that frames of links with this beginning may come."""
+
+    async def adopt(self, counts: Sequence[UndeliveredCount]) -> None:
+        """Record counts without an edge. Raises `UsageUnrecorded`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,14 +258,14 @@ class EngineClient:
 
     # ── calls of the transport ───────────────────────────────────────────────────────────────────────────────────
 
-    def receive(self, frame: Frame) -> None:
-        """Take a frame. Record a `StepFrame`, then deliver it, and only then return."""
+    def receive(self, frame: Frame) -> bool:
+        """Take a frame. Record a `StepFrame`, then deliver it; return false if it cannot be recorded."""
         now_s = self._monitor.heard_s = self._clock.monotonic_s()
         self.num_frames += 1
         match frame:
             case StepFrame():
                 self._monitor.moved_s = now_s
-                self._take_step(self._streams.live_part(frame))
+                return self._take_step(self._streams.live_part(frame))
             case StatsUpdate(stats, lost_log_lines):
                 self._monitor.note(stats)
                 self._lost_of_this_engine = lost_log_lines
@@ -265,26 +276,33 @@ class EngineClient:
                 self._text_replies.resolve(number, frame)
             case _:
                 pass
+        return True
 
-    def _take_step(self, frame: StepFrame) -> None:
+    def _take_step(self, frame: StepFrame) -> bool:
+        is_recorded = True
         if self._record is not None:
             try:
                 self._record.write(frame)
             except UsageUnrecorded as error:
+                is_recorded = False
                 self._end_unrecorded(frame, error)
                 frame = part_of(frame, {stream.index for stream in self._streams}.__contains__)
         self._streams.deliver(frame)
+        return is_recorded
 
     def _end_unrecorded(self, frame: StepFrame, error: UsageUnrecorded) -> None:
         """End every request but probes, since a frame cannot be recorded. Deliver none of their tokens.
 
-        A request of a caller that had left keeps the end in the frame.
+        A request of a caller that had left keeps the end in the frame. Tokens of a frame of a fleet count elsewhere:
+        its host keeps them for want of an acknowledgement, and hands them over.
         """
         ends = dict(frame.finished)
         for stream in self._streams:
             if stream.request.flow == PROBE_FLOW:
                 continue
             end = ends.get(stream.index)
+            if end is not None and frame.link:
+                end = replace(end, counts=replace(end.counts, completion_tokens=stream.num_tokens))
             if end is None:
                 self._abort(stream, FinishReason.ENGINE_FAILURE)
                 self._streams.fail(stream, FinishReason.ENGINE_FAILURE, error)
@@ -316,6 +334,32 @@ class EngineClient:
         self._text_replies.fail(fault or Unavailable(RESTARTED))
         for stream in self._streams:
             self._streams.fail(stream, reason, fault or self._suspects.verdict(stream.request))
+
+    def lose_some(self, indexes: Collection[int], *, is_suspect: bool) -> list[int]:
+        """Take the loss of one engine of several: `transport.FrameReceiver.lose_some`."""
+        lost = [stream for stream in self._streams if stream.index in indexes]
+        if is_suspect:
+            self._suspects.blame(stream.request for stream in lost if stream.request.flow != PROBE_FLOW)
+        repeated = []
+        for stream in lost:
+            if stream.num_tokens or stream.is_closed or self._suspects.is_poison(stream.request):
+                self._streams.fail(stream, FinishReason.ENGINE_FAILURE, self._suspects.verdict(stream.request))
+            else:
+                repeated.append(stream.index)
+        return repeated
+
+    @property
+    def recorded(self) -> Mapping[str, int]:
+        return {} if self._record is None else self._record.recorded
+
+    def note_link(self, link: str) -> None:
+        if self._record is not None:
+            self._record.note_link(link)
+
+    async def adopt(self, counts: Sequence[UndeliveredCount]) -> None:
+        """Record counts of a fleet that have no edge. Raises `UsageUnrecorded`."""
+        if self._record is not None:
+            await self._record.adopt(counts)
 
     def _ended(self, stream: SequenceStream, finished: Finished) -> None:
         if finished.failure is None:

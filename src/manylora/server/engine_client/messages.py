@@ -13,7 +13,7 @@ from manylora.config.settings import Config
 from manylora.engine.events import AdapterUse, EngineStats, Finished, FinishReason, PromptScore
 from manylora.engine.request import Request
 from manylora.failure import Failure
-from manylora.ids import Flow
+from manylora.ids import Flow, RequestId, TenantId, UsageId
 from manylora.server.engine_client.served_model import ServedModel
 
 MAX_QUEUED = 4096
@@ -134,6 +134,7 @@ class StepFrame(msgspec.Struct, frozen=True, tag=True, array_like=True):
     token_ids  the tokens, as many as `indexes`
     details    details by position in `indexes`; a token without an entry has the defaults
     finished   (index, end) of the requests that have ended, after their last token
+    link       in a fleet, the name of the sequence of numbers: of one start of a host and one of an edge
     """
 
     number: int
@@ -141,6 +142,27 @@ class StepFrame(msgspec.Struct, frozen=True, tag=True, array_like=True):
     token_ids: list[int] = []
     details: dict[int, TokenDetails] = {}
     finished: list[tuple[int, Finished]] = []
+    link: str = ""
+
+
+class UndeliveredCount(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens of one request that an engine of a fleet has committed and that no edge has recorded.
+
+    id             the same for every delivery of this count
+    tenant         the flow of the request
+    adapter_owner  the tenant whose upload the adapter is; None: it is no upload
+    opened_ms      milliseconds since 1970 of its submission
+    """
+
+    id: UsageId
+    tenant: TenantId
+    request_id: RequestId
+    base: str
+    adapter: str | None
+    adapter_source: str | None
+    adapter_owner: TenantId | None
+    opened_ms: int
+    tokens: int
 
 
 class StatsUpdate(msgspec.Struct, frozen=True, tag=True, array_like=True):

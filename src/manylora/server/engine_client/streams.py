@@ -191,4 +191,5 @@ def part_of(frame: StepFrame, holds: Callable[[int], bool]) -> StepFrame:
         [frame.token_ids[position] for position in kept],
         {new: frame.details[old] for new, old in enumerate(kept) if old in frame.details},
         [(index, end) for index, end in frame.finished if holds(index)],
+        frame.link,
     )

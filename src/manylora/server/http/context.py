@@ -14,6 +14,7 @@ from manylora.http.callers import ANONYMOUS, Caller
 from manylora.http.dialects import body_of, headers_of, status_of, stream_body_of
 from manylora.http.paths import PATHS
 from manylora.ids import TenantId
+from manylora.rollouts.draw import ArmDraw
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 SEND = "manylora.send"
@@ -36,6 +37,10 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+WAIT_FIELD = "deployment_wait_ms"
+"""Field of the log line of a request that waited for a replica of a dedicated deployment."""
+
+
 @dataclass(slots=True, kw_only=True)
 class RequestState:
     """The state of one request, which its layers and its route share. Its key in the scope is `manylora`.
@@ -48,6 +53,7 @@ class RequestState:
     model        the model's name in an OpenAI request, for the text of errors; None: errors name no model
     noted        fields that the route adds to the log line
     has_left     whether the caller closed the connection before the reply's end
+    draw         the draw of an arm of each alias that the request names
     """
 
     request_id: str
@@ -62,6 +68,7 @@ class RequestState:
     body: bytes = b""
     noted: dict[str, object] = field(default_factory=dict)
     has_left: bool = False
+    draw: ArmDraw = field(default_factory=ArmDraw)
 
     @property
     def tenant(self) -> TenantId:

@@ -9,6 +9,8 @@ from email.parser import HeaderParser
 from manylora.errors import BodyTooLarge, InvalidParameter, UnsupportedMediaType
 
 MAX_HEAD_BYTES = 8 << 10
+MAX_HEAD_PARAMETERS = 64
+"""`;` in a head: the library reads its parameters in time in proportion to their number times its length."""
 MAX_FIELD_BYTES = 64 << 10
 MAX_PARTS = 32
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
@@ -28,7 +30,8 @@ class FormReader:
     def __init__(self, content_type: str | None, chunks: AsyncIterator[bytes], *, max_bytes: int) -> None:
         """`max_bytes` bounds the whole form. Raises `UnsupportedMediaType` for a body of another type."""
         head = Message()
-        head["content-type"] = content_type or ""
+        is_short = content_type is not None and content_type.count(";") <= MAX_HEAD_PARAMETERS
+        head["content-type"] = (content_type or "") if is_short else ""
         boundary = head.get_boundary()
         if head.get_content_type() != "multipart/form-data" or boundary is None or not _BOUNDARY.fullmatch(boundary):
             raise UnsupportedMediaType("send the file as a form: `Content-Type: multipart/form-data; boundary=…`")
@@ -92,6 +95,10 @@ class FormReader:
                 raise InvalidParameter(f"the head of a part of the form may have at most {MAX_HEAD_BYTES} bytes")
             await self._more()
         raw, self._buffer = self._buffer[:at], self._buffer[at + 4 :]
+        if at > MAX_HEAD_BYTES or raw.count(b";") > MAX_HEAD_PARAMETERS:
+            raise InvalidParameter(
+                f"the head of a part of the form may have at most {MAX_HEAD_BYTES} bytes and {MAX_HEAD_PARAMETERS} `;`"
+            )
         try:
             head = HeaderParser().parsestr(raw.strip().decode())
         except UnicodeDecodeError as error:

@@ -4,10 +4,11 @@ A handler receives an `HttpContext` and replies through it, whole or as a stream
 """
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from fastapi import APIRouter, Depends
 from fastapi.params import Depends as Dependency
@@ -29,6 +30,12 @@ log = logging.getLogger(__name__)
 Handler = Callable[[HttpContext], Awaitable[None]]
 
 
+_TAKES_A_REQUEST = inspect.Signature(
+    [inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=Request)]
+)
+"""The signature of guards and endpoints. The framework would derive it from their code several times for each route."""
+
+
 def state_of(request: Request) -> RequestState:
     """Return the state of a request, which the outermost layer makes."""
     state: RequestState = request.scope["manylora"]
@@ -48,6 +55,7 @@ class Guard:
     access: Access
     asks_scope: bool
     reads_body: bool
+    __signature__: ClassVar[inspect.Signature] = _TAKES_A_REQUEST
 
     async def __call__(self, request: Request) -> None:
         """Check a request.
@@ -134,6 +142,8 @@ class Endpoint:
 
     The application's error handlers reply to errors. After the head of a stream, the error is the last event instead.
     """
+
+    __signature__ = _TAKES_A_REQUEST
 
     def __init__(self, handler: Handler, operation: RouteOperation, clock: Clock) -> None:
         self.operation = operation

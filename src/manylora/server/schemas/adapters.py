@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, ValidationInfo
 from typing_extensions import TypedDict
 
-from manylora.adapter_state import AdapterAction, AdapterInfo
+from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState
 from manylora.errors import InvalidParameter
 from manylora.merging import MAX_WEIGHT, MergeRecipe, read_recipe
 from manylora.mixing import read_mix
@@ -88,8 +88,10 @@ class WeightedAdapter(Body):
 
 
 def _mixed(value: object, info: ValidationInfo) -> tuple[WeightedAdapter, ...]:
-    found = []
+    found, most = [], bounds_of(info).settings.max_adapters
     for index, each in enumerate(array(name_of(info), value)):
+        if index > most:  # `read_mix` refuses one more than the bound; the rest is not read
+            break
         if not isinstance(each, dict):
             raise wrong_type(f"adapters[{index}]", "an object with `id` and `weight`", each)
         found.append(WeightedAdapter.model_validate(each, context=info.context))
@@ -169,6 +171,33 @@ class AdapterActionBody(Body):
     required: ClassVar[tuple[str, ...]] = ("action",)
     action: Annotated[AdapterAction, Read(_action, enum=list(POSTED))] = Field(default=None, validate_default=True)
     api_token: ApiToken = None
+
+
+class OwnAdapter(TypedDict):
+    """One version of a tenant's adapter in the engines.
+
+    state       its nearest tier of any replica
+    replicas    number of replicas by the state there
+    hits        requests that were given a place on the device with it since the engines' starts
+    last_use_s  seconds since the last such request; null: there was none
+    error       why it cannot be served; empty: it can
+    """
+
+    name: str
+    base: str
+    state: AdapterState
+    replicas: dict[str, int]
+    num_bytes: int
+    hits: int
+    last_use_s: float | None
+    error: str
+
+
+class OwnAdapters(TypedDict):
+    """States of a tenant's versions."""
+
+    object: Literal["list"]
+    data: list[OwnAdapter]
 
 
 class AdapterPage(TypedDict):

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo
 from manylora.errors import InvalidParameter
 from manylora.server.schemas.body import Read
 from manylora.server.schemas.readers import (
+    array,
     bounds_of,
     flag,
     name_of,
@@ -48,23 +49,23 @@ def _stop(value: object, info: ValidationInfo) -> tuple[str, ...]:
 
 
 def _stop_tokens(value: object, info: ValidationInfo) -> tuple[int, ...]:
-    found = whole_numbers(name_of(info), value)
-    if len(found) > MAX_STOP_TOKENS:
+    given = array(name_of(info), value)
+    if len(given) > MAX_STOP_TOKENS:
         raise InvalidParameter(
-            f"`stop_token_ids` may have at most {MAX_STOP_TOKENS} entries. Given: {len(found)}",
+            f"`stop_token_ids` may have at most {MAX_STOP_TOKENS} entries. Given: {len(given)}",
             parameter="stop_token_ids",
         )
-    return found
+    return whole_numbers(name_of(info), given)
 
 
 def _allowed_tokens(value: object, info: ValidationInfo) -> tuple[int, ...]:
-    found = whole_numbers(name_of(info), value)
-    if not 1 <= len(found) <= MAX_ALLOWED_TOKENS:
+    given = array(name_of(info), value)
+    if not 1 <= len(given) <= MAX_ALLOWED_TOKENS:
         raise InvalidParameter(
-            f"`allowed_token_ids` must have 1 to {MAX_ALLOWED_TOKENS} entries. Given: {len(found)}",
+            f"`allowed_token_ids` must have 1 to {MAX_ALLOWED_TOKENS} entries. Given: {len(given)}",
             parameter="allowed_token_ids",
         )
-    return found
+    return whole_numbers(name_of(info), given)
 
 
 def _bad_words(value: object, info: ValidationInfo) -> tuple[str, ...]:

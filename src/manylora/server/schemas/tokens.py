@@ -52,12 +52,11 @@ def read_biases(value: object, info: ValidationInfo) -> Biases:
     if not isinstance(value, dict):
         raise wrong_type(name_of(info), "an object", value)
     given = {token: bias for token, bias in value.items() if bias is not None}
-    pairs = tuple(_bias(token, bias) for token, bias in given.items())
-    if len(pairs) > MAX_LOGIT_BIASES:
+    if len(given) > MAX_LOGIT_BIASES:
         raise InvalidParameter(
-            f"`logit_bias` may have at most {MAX_LOGIT_BIASES} entries. Given: {len(pairs)}", parameter="logit_bias"
+            f"`logit_bias` may have at most {MAX_LOGIT_BIASES} entries. Given: {len(given)}", parameter="logit_bias"
         )
-    return pairs
+    return tuple(_bias(token, bias) for token, bias in given.items())
 
 
 def _bias(token: str, value: object) -> tuple[int, float]:

@@ -50,9 +50,14 @@ class ControlStore:
 
     # ── responses ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def keep_response(self, tenant: TenantId, response: str, data: bytes, *, is_running: bool = False) -> None:
-        """Keep a response. One that is running is refused beyond the quota: it raises `StorageLimitExceeded`."""
-        place = f"{_place(tenant, 'responses', response)}?running={int(is_running)}"
+    async def keep_response(self, tenant: TenantId, response: str, data: bytes, *, growth: int | None = None) -> None:
+        """Keep a response. With `growth` it runs and may grow by these bytes.
+
+        Raises for one that runs `StorageLimitExceeded` if it cannot fit the quota at its end, and `LimitExceeded` if
+        others that run hold the room.
+        """
+        running = "" if growth is None else f"?running=1&growth={growth}"
+        place = _place(tenant, "responses", response) + running
         await self._client.exchange("PUT", place, data)
 
     async def replace_response(
@@ -60,7 +65,7 @@ class ControlStore:
     ) -> None:
         """Replace a response with the digest `before`; its time begins anew.
 
-        Raises `ResourceNotFound`, `StorageLimitExceeded`, and `NameTaken` for another digest.
+        Raises `ResourceNotFound`, and `NameTaken` for another digest.
         """
         place = f"{_place(tenant, 'responses', response)}?before={before}&running={int(is_running)}"
         await self._client.exchange("PUT", place, data)

@@ -45,6 +45,7 @@ class KeptResponse(msgspec.Struct, frozen=True, kw_only=True):
     reply       the JSON of the reply
     messages    the conversation with the reply as its last message, without instructions
     beat_ms     of a response that runs without a waiting caller: the last note of its server; 0: it never did
+    events      of such a response with a stream: its events so far, in compressed chunks; empty: it has no stream
     """
 
     id: str
@@ -52,6 +53,7 @@ class KeptResponse(msgspec.Struct, frozen=True, kw_only=True):
     reply: msgspec.Raw
     messages: tuple[dict[str, Any], ...]
     beat_ms: int = 0
+    events: tuple[bytes, ...] = ()
 
     @property
     def is_running(self) -> bool:
@@ -112,12 +114,13 @@ class TenantResponses:
             if not was_waiting:
                 raise
 
-    async def put(self, tenant: TenantId, response: KeptResponse) -> None:
+    async def put(self, tenant: TenantId, response: KeptResponse, *, growth: int) -> None:
         """Keep a response that will run, which the control plane has at the return.
 
-        Raises `ControlUnavailable`, `StorageUnavailable`, `StorageLimitExceeded`.
+        Args:    growth  bytes by which it may grow, for which there is room at its end
+        Raises:  `ControlUnavailable`, `StorageUnavailable`, `StorageLimitExceeded`, `LimitExceeded`
         """
-        await self._store.keep_response(tenant, response.id, msgspec.json.encode(response), is_running=True)
+        await self._store.keep_response(tenant, response.id, msgspec.json.encode(response), growth=growth)
 
     async def replace(
         self, tenant: TenantId, response_id: str, change: Callable[[KeptResponse], KeptResponse]

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 from manylora.server.tools.formats import Syntax, ToolFormat
 from manylora.server.tools.json_calls import CallObject, MarkedCall
 from manylora.server.tools.parameter_calls import ParameterCall
-from manylora.server.tools.parameters import parameters_of
+from manylora.server.tools.parameters import Steps, parameters_of
 from manylora.server.tools.python_calls import BuiltInCall
 from manylora.server.tools.tool import Tool
 
@@ -238,7 +238,8 @@ def _maker(form: ToolFormat, tools: Sequence[Tool]) -> Callable[[str], Call]:
     if form.syntax is Syntax.MARKED:
         return lambda _: MarkedCall(form.marks)
     if form.syntax is Syntax.PARAMETERS:
-        values = {tool.name: {each.name: each.value for each in parameters_of(tool)} for tool in tools}
+        steps = Steps()
+        values = {tool.name: {each.name: each.value for each in parameters_of(tool, steps)} for tool in tools}
         return lambda _: ParameterCall(values)
     built_in = [tool for tool in tools if form.is_built_in(tool)]
     names = [tool.name for tool in built_in if tool.name != form.code]

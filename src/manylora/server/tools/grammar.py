@@ -1,15 +1,16 @@
 """The grammar of replies with calls of tools: the arguments of each call are those that the tool's schema accepts."""
 
 import dataclasses
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from manylora.models.text.grammar import MAX_GRAMMAR_BYTES, GrammarKind, GrammarSource, json_grammar
 from manylora.server.tools.formats import Syntax, ToolFormat
 from manylora.server.tools.parameter_calls import END, HEAD, PARAMETER
-from manylora.server.tools.parameters import CLOSER, ToolParameter, parameters_of
+from manylora.server.tools.parameters import CLOSER, Steps, ToolParameter, parameters_of
 from manylora.server.tools.python_calls import CALL
 from manylora.server.tools.tool import Tool, ToolSet
 
@@ -48,7 +49,8 @@ def tool_grammar(
     others = [number for number, tool in enumerate(tools.tools) if not form.is_built_in(tool)]
     known = [tool for number, tool in enumerate(checked) if number not in others]
     kinds = [*(["others"] if others else []), *(["known"] if known else [])]
-    text = "\n".join(
+    steps = Steps()
+    lines = itertools.chain(
         [
             "%llguidance {}",
             f"start: {_start(form, is_required=tools.is_required, has_answer=answer is not None)}",
@@ -58,14 +60,24 @@ def tool_grammar(
             *([f"others: {_calls(form, opening, is_parallel=tools.is_parallel)}"] if others else []),
             *_marks(form, special_id),
             *(["call: " + " | ".join(f"call_{number}" for number in others)] if others else []),
-            *(rule for number in others for rule in _call(form, checked[number], number)),
-            *(_built_in(form, known, special_id) if known else []),
-        ]
+        ],
+        (rule for number in others for rule in _call(form, checked[number], number, steps)),
+        _built_in(form, known, special_id) if known else [],
     )
-    source = GrammarSource(kind=GrammarKind.LARK, text=text, field=FIELD)
-    if (size := len(text.encode("utf-8", "surrogatepass"))) > MAX_GRAMMAR_BYTES:
-        raise source.refusal(f"they have {size} bytes; the limit is {MAX_GRAMMAR_BYTES}")
-    return source
+    return _sized(lines)
+
+
+def _sized(lines: Iterable[str]) -> GrammarSource:
+    """Return the grammar of some lines. Raises `InvalidParameter` beyond its size, before the rest is made."""
+    kept, size = list[str](), 0
+    for line in lines:
+        size += len(line.encode("utf-8", "surrogatepass")) + 1
+        if size > MAX_GRAMMAR_BYTES:
+            raise GrammarSource(kind=GrammarKind.LARK, text="", field=FIELD).refusal(
+                f"their grammar has more bytes; the limit is {MAX_GRAMMAR_BYTES}"
+            )
+        kept.append(line)
+    return GrammarSource(kind=GrammarKind.LARK, text="\n".join(kept), field=FIELD)
 
 
 def _start(form: ToolFormat, *, is_required: bool, has_answer: bool) -> str:
@@ -109,41 +121,40 @@ def _marks(form: ToolFormat, special_id: SpecialId) -> list[str]:
     return [f"marks: {marks}"]
 
 
-def _call(form: ToolFormat, tool: Tool, number: int) -> list[str]:
-    """Return the rules of a call of one tool."""
+def _call(form: ToolFormat, tool: Tool, number: int, steps: Steps) -> Iterator[str]:
+    """Yield the rules of a call of one tool."""
     if form.syntax is Syntax.PARAMETERS:
-        return _tagged_call(tool, number)
+        yield from _tagged_call(tool, number, steps)
+        return
     schema = _spaced(tool.parameters or {})
     if form.syntax is Syntax.MARKED:
-        return [f"call_{number}: {json.dumps(tool.name)} marks %json {schema}"]
+        yield f"call_{number}: {json.dumps(tool.name)} marks %json {schema}"
+        return
     head = f'{{"name": {json.dumps(tool.name)}, "{form.arguments}": '
-    return [f'call_{number}: {json.dumps(head)} %json {schema} "}}"']
+    yield f'call_{number}: {json.dumps(head)} %json {schema} "}}"'
 
 
-def _tagged_call(tool: Tool, number: int) -> list[str]:
-    """Return the rules of a call of tags. Optional parameters may be absent; the order is that of the schema."""
-    parameters = parameters_of(tool)
+def _tagged_call(tool: Tool, number: int, steps: Steps) -> Iterator[str]:
+    """Yield the rules of a call of tags. Optional parameters may be absent; the order is that of the schema."""
+    parameters = parameters_of(tool, steps)
     names = " ".join(f"p{number}_{index}{'' if each.is_required else '?'}" for index, each in enumerate(parameters))
     definitions = {key: value for key, value in (tool.parameters or {}).items() if key in ("$defs", "definitions")}
-    rules = [f"call_{number}: {json.dumps(f'{HEAD}{tool.name}>' + chr(10))} {names} {json.dumps(END)}"]
+    yield f"call_{number}: {json.dumps(f'{HEAD}{tool.name}>' + chr(10))} {names} {json.dumps(END)}"
     for index, each in enumerate(parameters):
-        rules += _parameter(each, definitions, f"{number}_{index}")
-    return rules
+        yield from _parameter(each, definitions, f"{number}_{index}")
 
 
-def _parameter(parameter: ToolParameter, definitions: Mapping[str, Any], suffix: str) -> list[str]:
-    """Return the rules of one parameter with its tags, whose value is a text, JSON, or either."""
+def _parameter(parameter: ToolParameter, definitions: Mapping[str, Any], suffix: str) -> Iterator[str]:
+    """Yield the rules of one parameter with its tags, whose value is a text, JSON, or either."""
     value, behind = parameter.value, json.dumps(f"\n{CLOSER}\n")
-    kinds, rules = list[str](), list[str]()
+    kinds = [*([f"t{suffix}"] if value.texts else []), *([f"j{suffix}"] if value.json is not None else [])]
+    yield f"p{suffix}: {json.dumps(f'{PARAMETER}{parameter.name}>' + chr(10))} ({' | '.join(kinds)})"
     if value.texts:
-        kinds.append(f"t{suffix}")
-        rules.append(f"t{suffix}[lazy]: T{suffix} {behind}")
-        rules.append(f"T{suffix}: ({' | '.join(f'({text})' for text in value.texts)}) & {_NO_CLOSER}")
+        yield f"t{suffix}[lazy]: T{suffix} {behind}"
+        yield f"T{suffix}: ({' | '.join(f'({text})' for text in value.texts)}) & {_NO_CLOSER}"
     if value.json is not None:
-        kinds.append(f"j{suffix}")
         schema = value.json if isinstance(value.json, dict) else {}
-        rules.append(f"j{suffix}: %json {_spaced({**schema, **definitions})} {behind}")
-    return [f"p{suffix}: {json.dumps(f'{PARAMETER}{parameter.name}>' + chr(10))} ({' | '.join(kinds)})", *rules]
+        yield f"j{suffix}: %json {_spaced({**schema, **definitions})} {behind}"
 
 
 def _built_in(form: ToolFormat, tools: Sequence[Tool], special_id: SpecialId) -> list[str]:

@@ -18,6 +18,10 @@ CLOSER = "</parameter>"
 Schema = Any  # a JSON schema
 MAX_DEPTH = 16
 """Levels of references and alternatives above the type of one value."""
+MAX_STEPS = 1 << 15
+"""Schemas, types, listed values and sixteens of characters that are read in all tools together. Without references, no
+tools of the size of a grammar have more; references may lead to one schema often."""
+_STEP_CHARACTERS = 16
 TYPES = ("string", "null", "boolean", "integer", "number", "array", "object")
 SCALARS: Mapping[str, str] = {
     "null": "null",
@@ -53,6 +57,19 @@ _MAX_SHOWN = 80
 _OF_CALLS = _ANNOTATIONS | {"type", "properties", "required", "additionalProperties", "$defs", "definitions"}
 
 
+class Steps:
+    """The steps of the reading of tools, of which there are `MAX_STEPS`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def take(self, count: int, where: str) -> None:
+        """Note steps. Raises `InvalidParameter` beyond the bound, in front of the work."""
+        self.count += count
+        if self.count > MAX_STEPS:
+            raise _refusal(where, f"has with the tools before it more than {MAX_STEPS} values through its references")
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """The texts of one parameter.
@@ -76,10 +93,10 @@ class ToolParameter:
     value: Value
 
 
-def parameters_of(tool: Tool) -> tuple[ToolParameter, ...]:
-    """Return the parameters of a tool, in the schema's order. A call has these alone.
+def parameters_of(tool: Tool, steps: Steps) -> tuple[ToolParameter, ...]:
+    """Return the parameters of a tool, in the schema's order. A call has these alone. `steps`: of all tools so far.
 
-    Raises: `InvalidParameter` for a schema whose values this form cannot have
+    Raises: `InvalidParameter` for a schema whose values this form cannot have, and beyond the bound on steps
     """
     root = tool.parameters or {}
     where = f"function {tool.name!r}"
@@ -94,9 +111,12 @@ def parameters_of(tool: Tool) -> tuple[ToolParameter, ...]:
         raise _refusal(where, "has a `required` with other values than names")
     if missing := [name for name in required if name not in properties]:
         raise _refusal(where, f"requires {missing[0]!r}, which `properties` lacks")
+    names = frozenset(required)
     return tuple(
         ToolParameter(
-            _checked(name, where), name in required, _ValueReader(root, f"{where}, parameter {name!r}").value(schema)
+            _checked(name, where),
+            name in names,
+            _ValueReader(root, f"{where}, parameter {name!r}", steps).value(schema),
         )
         for name, schema in properties.items()
     )
@@ -118,9 +138,10 @@ def _refusal(where: str, why: str) -> InvalidParameter:
 class _ValueReader:
     """Reads one parameter's schema."""
 
-    def __init__(self, root: Schema, where: str) -> None:
+    def __init__(self, root: Schema, where: str, steps: Steps) -> None:
         self._root = root
         self._where = where
+        self._steps = steps
         self._texts: list[str] = []
         self._scalars: set[str] = set()
         self._limited = ""  # a scalar type with limits
@@ -153,6 +174,7 @@ class _ValueReader:
 
     def _alternatives(self, schema: Schema, depth: int) -> Iterator[Schema]:
         """Yield schemas of one type each."""
+        self._steps.take(1, self._where)
         if depth == 0:
             raise _refusal(self._where, "has a schema of too many levels or one that refers to itself")
         if schema is True:
@@ -172,11 +194,16 @@ class _ValueReader:
             yield rules
         else:
             types = rules.get("type", TYPES)
-            for kind in [types] if isinstance(types, str) else types:
+            for kind in [types] if isinstance(types, str) else dict.fromkeys(types):
                 yield {**{word: rules[word] for word in rules if _restricts(word, kind)}, "type": kind}
 
+    def _take_text(self, text: object) -> None:
+        self._steps.take(len(text) // _STEP_CHARACTERS if isinstance(text, str) else 0, self._where)
+
     def _check_types(self, types: object) -> None:
-        for kind in types if isinstance(types, list) else [types]:
+        listed = types if isinstance(types, list) else [types]
+        self._steps.take(len(listed) - 1, self._where)
+        for kind in listed:
             if not isinstance(kind, str) or kind not in TYPES:
                 raise _refusal(self._where, f"has the type {repr(kind)[:_MAX_SHOWN]}")
 
@@ -218,9 +245,12 @@ class _ValueReader:
         if len(schema.keys() - {"type"}) > 1:
             raise _refusal(self._where, "has `enum` or `const` beside other keywords")
         listed = [schema["const"]] if "const" in schema else schema["enum"]
-        types = schema.get("type", TYPES)
+        given = schema.get("type", TYPES)
+        types = frozenset([given] if isinstance(given, str) else given)
+        self._steps.take(len(listed) if isinstance(listed, list) else 0, self._where)
         for value in listed if isinstance(listed, list) else ():
             kind = _type_of(value)
+            self._take_text(value)
             if kind not in types and not (kind == "integer" and "number" in types):
                 continue
             if kind == "null":
@@ -254,6 +284,7 @@ class _ValueReader:
         return " & ".join(parts) or r"/(.|\n)*/"
 
     def _pattern(self, pattern: object) -> str:
+        self._take_text(pattern)
         try:
             return terminal_of_pattern(pattern if isinstance(pattern, str) else "")
         except ValueError as error:

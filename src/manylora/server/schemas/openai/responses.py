@@ -86,13 +86,10 @@ def _top_logprobs(value: object, info: ValidationInfo) -> object:
 
 
 def _background(value: object, info: ValidationInfo) -> bool:
-    if is_asked := flag(value, info):
-        for name, other in (("store", False), ("stream", True)):
-            if info.data.get(name) is other:
-                raise InvalidParameter(
-                    f"`background` goes without `{name}` {str(other).lower()}", parameter=name_of(info)
-                )
-    return bool(is_asked)
+    is_asked = flag(value, info)
+    if is_asked and info.data.get("store") is False:
+        raise InvalidParameter("`background` goes without `store` false", parameter=name_of(info))
+    return is_asked
 
 
 class ConversationName(Body):
@@ -228,7 +225,8 @@ class ResponseBody(RouteBody):
         bool,
         Read(_background, "boolean"),
         Field(
-            description="If true, the reply is the queued response; it runs on. Needs `store`; goes without `stream`."
+            description="If true, the reply is the queued response, or with `stream` its events; it runs on. Needs "
+            "`store`."
         ),
     ] = False
 
