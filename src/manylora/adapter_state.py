@@ -23,6 +23,7 @@ class AdapterAction(StrEnum):
     """An operator's act on one adapter. Each begins at once; `AdapterInfo` shows its progress.
 
     PRELOAD  bring it to the device before any request for it
+    PREFETCH bring it to the disk, from which its first request reads it; a fleet's routers alone ask for it
     PIN      keep its current version on the device until UNPIN, used or not
     EVICT    take it off the device and off the disk, unless it is in use
     DELETE   remove the name at once; running requests finish, then no byte of the weights is left in any tier
@@ -30,6 +31,7 @@ class AdapterAction(StrEnum):
     """
 
     PRELOAD = "preload"
+    PREFETCH = "prefetch"
     PIN = "pin"
     UNPIN = "unpin"
     EVICT = "evict"
@@ -135,6 +137,8 @@ def is_over(action: AdapterAction, info: AdapterInfo) -> bool:
     match action:
         case AdapterAction.PRELOAD:
             return info.state in (AdapterState.ON_DEVICE, AdapterState.FAILED)
+        case AdapterAction.PREFETCH:
+            return info.state not in (AdapterState.ABSENT, AdapterState.FETCHING)
         case AdapterAction.PIN:  # a pin of an adapter that turns out too large is given up
             return info.state in (AdapterState.ON_DEVICE, AdapterState.FAILED) or not info.is_pinned
         case AdapterAction.UNPIN:
@@ -170,6 +174,7 @@ class StoreStats:
 
     A tier counts an image that a higher tier has as well. On a CPU host memory and device are one tier: images there
     count in `bank_bytes_used` and `on_device` only, and `host_bytes_used` and `in_host` are 0.
+    disk_bytes_total  budget of the disk tier; 0: it is unknown
     loaded_bytes    bytes placed on the device; `reloaded_bytes` of them had been there within the last minute
     evictions       from the device; `disk_evictions` from the disk tier
     load_times      one entry for each pair of source and tier with a load
@@ -180,6 +185,7 @@ class StoreStats:
     bank_bytes_used: int
     host_bytes_used: int
     disk_bytes_used: int
+    disk_bytes_total: int = 0
     on_device: int
     in_host: int
     on_disk: int

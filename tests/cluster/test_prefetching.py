@@ -41,6 +41,15 @@ def test_the_next_of_the_order_have_the_adapter_on_their_disks() -> None:
     assert [(each.replica, each.tier) for each in found] == [(name, Tier.DISK) for name in order[:2]]
 
 
+def test_an_adapter_with_too_few_requests_is_not_prefetched() -> None:
+    demand = demand_of({0: 9.0, 1: 1.0})
+    view = view_of(beat(0))
+    few, many = sorted(demand.average_requests())
+    assert few < many
+    found = prefetches(demand, Placement(), view, FEW, least_requests=(few + many) / 2)
+    assert [each.digest for each in found] == [adapter(0)]
+
+
 def test_a_revoked_adapter_and_an_empty_fleet_have_none() -> None:
     demand = demand_of({0: 1.0})
     view = view_of(beat(0))

@@ -3,7 +3,8 @@
 from manylora.clock import ManualClock
 from manylora.cluster.demand import Arrivals
 from manylora.cluster.homes import home_order
-from manylora.cluster.steering import BEAT_S, MOST_PLACED, PLAN_S, NewPlace, Steering
+from manylora.cluster.prefetching import Prefetch
+from manylora.cluster.steering import ASKED_AGAIN_S, BEAT_S, MOST_PLACED, PLAN_S, NewPlace, Steering
 from manylora.cluster.views import Heartbeat, Tier
 from manylora.ids import Digest, ReplicaId
 from tests.cluster.fleets import EDGE, MEGABYTE, RATES, adapter, replica, want
@@ -21,6 +22,7 @@ class Fleet:
         self.names = [replica(number) for number in range(replicas)]
         self.held: dict[Digest, set[ReplicaId]] = {}
         self.epoch = 0
+        self.disk_bytes = 10_000 * MEGABYTE
         self.beat()
 
     def beat(self, arrivals: dict[Digest, int] | None = None) -> list[NewPlace]:
@@ -36,6 +38,7 @@ class Fleet:
                 tokens_per_s=1000.0,
                 tiers=tiers,
                 bank_bytes=1000 * MEGABYTE,
+                disk_bytes=self.disk_bytes,
             )
             assert self.steering.take(beat)
         for digest, requests in (arrivals or {}).items():
@@ -127,3 +130,44 @@ def test_a_lone_replica_needs_no_places() -> None:
     fleet = Fleet(1)
     for _ in range(int(PLAN_S / BEAT_S) + 1):
         assert not fleet.beat({HOT: 20})
+
+
+def prefetched(fleet: Fleet, requests: dict[Digest, int], beats: int = 8) -> list[Prefetch]:
+    """Pass some beats with so many requests in each; return what is to be brought onto disks."""
+    found = []
+    for _ in range(beats):
+        fleet.beat(requests)
+        found += fleet.steering.prefetches()
+    return found
+
+
+def test_a_warm_adapter_is_brought_to_the_disk_where_its_overflow_goes_and_asked_for_once() -> None:
+    fleet = Fleet(4)
+    home, spare, *_ = (ReplicaId(name) for name in home_order(HOT, list(fleet.names)))
+    fleet.held[HOT] = {home}
+    found = prefetched(fleet, {HOT: 1})
+    assert found == [Prefetch(spare, HOT, Tier.DISK)]
+    assert prefetched(fleet, {HOT: 1}, beats=int(ASKED_AGAIN_S / BEAT_S) // 2) == []
+    assert prefetched(fleet, {HOT: 1}, beats=int(ASKED_AGAIN_S / BEAT_S)) == found  # it has not arrived
+
+
+def test_a_new_replica_gets_the_warm_adapters_whose_home_it_becomes() -> None:
+    fleet = Fleet(2)
+    warm = [adapter(number) for number in range(12)]
+    for digest in warm:
+        fleet.held[digest] = {*fleet.names}
+    assert prefetched(fleet, dict.fromkeys(warm, 1)) == []
+    fleet.names.append(replica(2))
+    found = prefetched(fleet, dict.fromkeys(warm, 1))
+    mine = {digest for digest in warm if replica(2) in home_order(digest, list(fleet.names))[:2]}
+    assert {each.digest for each in found if each.replica == replica(2)} == mine
+    assert {digest for digest in warm if home_order(digest, list(fleet.names))[0] == replica(2)} <= mine
+
+
+def test_nothing_is_prefetched_for_one_request_nor_onto_a_disk_of_unknown_size() -> None:
+    fleet = Fleet(4)
+    fleet.beat({HOT: 1})
+    assert prefetched(fleet, {}) == []
+    unknown = Fleet(4)
+    unknown.disk_bytes = 0
+    assert prefetched(unknown, {HOT: 1}) == []

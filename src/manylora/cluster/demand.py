@@ -71,6 +71,11 @@ class DemandEstimate:
         average: NDArray[np.float64] = self._tokens[1] / self._window(1)
         return average
 
+    def average_requests(self) -> NDArray[np.float64]:
+        """Return the requests in the long average's window, the older ones decayed, (adapters,)."""
+        requests: NDArray[np.float64] = self._requests[1].copy()
+        return requests
+
     def _window(self, which: int) -> float:
         """Return the seconds that an average covers: less than its constant while it is young."""
         constant = (self.burst_s, self.average_s)[which]

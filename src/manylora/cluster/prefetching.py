@@ -33,20 +33,23 @@ def prefetches(
     *,
     spares: int = 1,
     most: int = 64,
+    least_requests: float = 0.0,
 ) -> list[Prefetch]:
     """Return the prefetches that fill the lower tiers by demand per byte.
 
     The home of an adapter without a place gets it into host memory while there is room, else onto the disk. The next
     `spares` replicas of its rendezvous order get it onto the disk: they are where a long queue sends its requests.
 
-    Args:    room_bytes  bytes of HOST and of DISK on each replica that prefetches may fill
-             most        prefetches to return: the next call goes on
+    Args:    room_bytes      bytes of HOST and of DISK on each replica that prefetches may fill
+             most            prefetches to return: the next call goes on
+             least_requests  in the long average, of an adapter that is prefetched: a single request is no demand
     """
     if not view.is_open.any():
         return []
     filling = _Lower(view, room_bytes)
     worth = demand.average_tokens_per_s() / np.maximum(demand.num_bytes, 1.0)
-    rows = np.argsort(-worth, kind="stable")
+    ranked = np.argsort(-worth, kind="stable")
+    rows = ranked[demand.average_requests()[ranked] >= least_requests]
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK].tolist()
         orders = filling.orders([demand.digests[row] for row in chunk], 1 + spares)

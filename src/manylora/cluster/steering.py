@@ -6,6 +6,7 @@ from manylora.clock import Clock
 from manylora.cluster.cost import CostRules, TierRates
 from manylora.cluster.demand import Arrivals, DemandEstimate
 from manylora.cluster.placement import Placement, PlacementRules, Room, is_due, plan
+from manylora.cluster.prefetching import Prefetch, prefetches
 from manylora.cluster.prefixes import PrefixMemory
 from manylora.cluster.ranking import rank
 from manylora.cluster.views import FleetView, Heartbeat, Tier, Want
@@ -21,6 +22,16 @@ KEPT_SHARE = 0.75
 """The part of a bank that placement fills; the rest is for adapters that come and go."""
 MOST_PLACED = 256
 """Adapters that a plan looks at, the most wanted first. A plan of so many takes some ms; all others have their home."""
+PREFETCH_S = 2.0
+"""Seconds between two looks for prefetches."""
+MOST_PREFETCHED = 16
+"""Prefetches of one look, of all replicas: fetches for requests come first, and have the network and the packer."""
+ASKED_AGAIN_S = 60.0
+"""Seconds until a prefetch that has not arrived is asked for again."""
+WARM_REQUESTS = 1.5
+"""Requests, of which older ones count less, from which on an adapter is prefetched: the second one within minutes."""
+DISK_SHARE = 0.5
+"""The part of a disk tier that prefetches fill; the rest is for adapters that come and go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +56,19 @@ class Steering:
         self._rules = rules or PlacementRules()
         self._prefixes = PrefixMemory(self.view)
         self._bank_bytes: dict[ReplicaId, int] = {}
+        self._disk_bytes: dict[ReplicaId, int] = {}
         self._demand = DemandEstimate()
         self._demand.observe({}, YOUNG_S)
         self._arrived: dict[Digest, Arrivals] = {}
         self._looked_s = self._planned_s = clock.monotonic_s()
         self._next_due_s = 0.0
+        self._prefetched_s = self._looked_s  # the last look for prefetches
+        self._asked_s: dict[Prefetch, float] = {}
 
     def take(self, beat: Heartbeat) -> bool:
         """Take a heartbeat over. Returns as `FleetView.apply`."""
         self.view.now_s = self._clock.monotonic_s()
-        self._bank_bytes[beat.replica] = beat.bank_bytes
+        self._bank_bytes[beat.replica], self._disk_bytes[beat.replica] = beat.bank_bytes, beat.disk_bytes
         return self.view.apply(beat)
 
     def arrived(self, digest: Digest, arrivals: Arrivals) -> None:
@@ -84,6 +98,8 @@ class Steering:
         """Drop a replica that does not come back."""
         self.view.forget(replica)
         self._bank_bytes.pop(replica, None)
+        self._disk_bytes.pop(replica, None)
+        self._asked_s = {each: at_s for each, at_s in self._asked_s.items() if each.replica != replica}
 
     def drop(self, digest: Digest) -> None:
         """Forget an adapter that is evicted or deleted everywhere: its tiers, its places and its demand."""
@@ -119,6 +135,31 @@ class Steering:
             for replica in replicas
             if self.view.tier(digest, replica) is not Tier.DEVICE
         ]
+
+    def prefetches(self) -> list[Prefetch]:
+        """Return the warm adapters to bring onto disks, once in `PREFETCH_S`: at their homes, and at the next in order.
+
+        These are the replicas that get their requests when the fleet grows, or when one queue is long. The disk alone
+        is filled: host memory is the device of a CPU, and holds what the disk sends there.
+        """
+        now_s = self._clock.monotonic_s()
+        budgets = [self._disk_bytes.get(each, 0) for each in self.view.slots]
+        if now_s - self._prefetched_s < PREFETCH_S or len(budgets) < 2 or not min(budgets):
+            return []
+        self._prefetched_s = now_s
+        self._asked_s = {each: at_s for each, at_s in self._asked_s.items() if now_s - at_s < ASKED_AGAIN_S}
+        room = {Tier.DISK: int(DISK_SHARE * min(budgets))}
+        found = prefetches(
+            self._demand,
+            self.placement,
+            self.view,
+            room,
+            most=MOST_PREFETCHED + len(self._asked_s),
+            least_requests=WARM_REQUESTS,
+        )
+        fresh = [each for each in found if each not in self._asked_s][:MOST_PREFETCHED]
+        self._asked_s |= dict.fromkeys(fresh, now_s)
+        return fresh
 
     def _rooms(self) -> list[Room]:
         view = self.view

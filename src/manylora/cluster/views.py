@@ -56,6 +56,7 @@ class Heartbeat:
     received        for each edge, the highest number of its requests that this heartbeat counts
     is_draining     the replica ends its requests and takes no further one
     bank_bytes      bytes of its bank of adapters; 0: they are unknown, and no adapter gets a place there
+    disk_bytes      budget of its disk tier; 0: it is unknown, and nothing is prefetched there
     Raises ValueError for a number that is not finite, or negative.
     """
 
@@ -69,6 +70,7 @@ class Heartbeat:
     received: Mapping[str, int] = field(default_factory=dict)
     is_draining: bool = False
     bank_bytes: int = 0
+    disk_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name, value, least in (

@@ -36,6 +36,35 @@ def test_a_preloaded_adapter_comes_to_the_device_though_nobody_waits_for_it(hous
     assert house.store.list() == [local("a")]
 
 
+def test_a_prefetched_adapter_comes_to_the_disk_and_takes_no_room_on_the_device(house: House) -> None:
+    save(house, "a")
+    assert house.store.manage(AdapterAction.PREFETCH, local("a")).state is AdapterState.ABSENT
+    turns(house)
+    assert house.store.info(local("a")).state is AdapterState.ON_DISK
+    assert house.store.stats().on_device == 0
+    assert not house.store._wishes
+    assert house.store.manage(AdapterAction.PREFETCH, local("a")).state is AdapterState.ON_DISK
+    turns(house, "a")
+    assert house.store.info(local("a")).state is AdapterState.ON_DEVICE
+
+
+@pytest.mark.parametrize("also", ["request", "preload"])
+def test_a_prefetched_adapter_that_is_wanted_nearer_goes_there(house: House, also: str) -> None:
+    save(house, "a")
+    house.store.manage(AdapterAction.PREFETCH, local("a"))
+    if also == "preload":
+        house.store.manage(AdapterAction.PRELOAD, local("a"))
+    turns(house, *(["a"] if also == "request" else []))
+    assert house.store.info(local("a")).state is AdapterState.ON_DEVICE
+
+
+def test_a_prefetch_of_a_missing_adapter_is_refused_and_leaves_no_wish(house: House) -> None:
+    with pytest.raises(errors.AdapterNotFound):
+        house.store.manage(AdapterAction.PREFETCH, local("missing"))
+    turns(house)
+    assert not house.store._wishes
+
+
 def test_a_pinned_adapter_stays_whatever_else_is_wanted(house: House) -> None:
     names = [f"a{number}" for number in range(6)]
     save(house, *names)

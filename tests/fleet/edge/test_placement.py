@@ -31,6 +31,10 @@ def preloaded(hosted: HostedFake) -> bool:
     return (AdapterAction.PRELOAD, HOT) in hosted.engine.adapters.asked
 
 
+def prefetched(hosted: HostedFake) -> bool:
+    return (AdapterAction.PREFETCH, HOT) in hosted.engine.adapters.asked
+
+
 def change_beats(monkeypatch: pytest.MonkeyPatch, fields: dict[str, object], of: list[HostDoor] | None = None) -> None:
     """Replace fields of the beats of some doors, or of all, and let beats follow each other at once."""
     for module in ("fleet.host.host", "cluster.steering"):
@@ -77,6 +81,26 @@ def test_a_hot_adapter_is_loaded_ahead_on_a_second_engine_and_every_edge_knows_t
     asyncio.run(main())
 
 
+def test_a_warm_adapter_is_prefetched_to_the_disk_of_the_engine_that_gets_its_overflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_beats(monkeypatch, {})
+    monkeypatch.setattr("manylora.cluster.steering.PREFETCH_S", 0.05)
+
+    async def main() -> None:
+        async with asyncio.timeout(PATIENCE_S), fleet_house(tmp_path) as house:
+            for _ in range(2):
+                hosted = await house.host()
+                hosted.engine.store = replace(NOTHING_STORED, disk_bytes_total=BANK_BYTES)
+            edge = await house.edge()
+            for _ in range(3):
+                assert await text_of(edge.generate(for_adapter())) == "ok"
+            await until(lambda: any(prefetched(each) and not each.engine.submitted for each in house.hosts))
+            assert not any(map(preloaded, house.hosts))
+
+    asyncio.run(main())
+
+
 def test_an_adapter_of_a_callers_own_credential_is_loaded_for_requests_alone(tmp_path: Path) -> None:
     async def main() -> None:
         async with asyncio.timeout(PATIENCE_S), fleet_house(tmp_path, 1) as house:
@@ -112,8 +136,8 @@ def test_the_ranking_forgets_what_is_evicted_or_deleted_everywhere(tmp_path: Pat
         {"tiers": {"local:hot": -7, "no name": 99}, "sizes": {"local:hot": -5}},
         {"backlog_tokens": float("nan"), "tokens_per_s": float("inf")},
         {"backlog_tokens": -1e300, "tokens_per_s": -1.0, "received": 1 << 40},
-        {"load_s": (-1.0, float("nan"), float("inf")), "bank_bytes": -1},
-        {"arrivals": {"local:hot": (-5, -5), "": (1 << 60, 1 << 60)}, "bank_bytes": 1 << 62},
+        {"load_s": (-1.0, float("nan"), float("inf")), "bank_bytes": -1, "disk_bytes": -1},
+        {"arrivals": {"local:hot": (-5, -5), "": (1 << 60, 1 << 60)}, "bank_bytes": 1 << 62, "disk_bytes": 1 << 62},
     ],
 )
 def test_an_engine_that_lies_in_its_beats_changes_no_reply(

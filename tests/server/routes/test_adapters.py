@@ -380,7 +380,9 @@ def test_the_page_for_operators_names_all_they_have() -> None:
     page = (ROOT / "docs" / "operating-adapters.md").read_text(encoding="utf-8")
     fields = [f"`{name}`" for name in AdapterInfo.__dataclass_fields__ if name not in ("id", "source", "state")]
     states = [f"`{state}`" for state in AdapterState]
-    actions = [f"`{action}`" for action in AdapterAction if action is not AdapterAction.DELETE]
+    actions = [
+        f"`{action}`" for action in AdapterAction if action not in (AdapterAction.DELETE, AdapterAction.PREFETCH)
+    ]
     verbs = [f"manylora adapters {name}" for name in get_command(adapters).commands]  # type: ignore[attr-defined]  # a group
     metrics = [f"`{metric.name}" for metric in MANYLORA_METRICS if metric.name.startswith("manylora_adapter")]
     assert [word for word in (*fields, *states, *actions, *verbs, *metrics) if word not in page] == []

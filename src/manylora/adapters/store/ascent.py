@@ -68,9 +68,14 @@ class Ascent:
         if digest is not None and adapter.tier is AdapterState.ABSENT and not is_moving:
             adapter.version_forgotten()
             digest = None
+        if digest is not None and self._wishes.is_for_disk(adapter):
+            adapter.wait_ended()
+            adapter.prefetch_ended()  # its wish lapses with the next poll, and no room on the device was made for it
+            return
         if adapter.tier is AdapterState.ON_DEVICE:
             adapter.wait_ended()
             adapter.kept_dropped()
+            adapter.prefetch_ended()
             return
         waited_s = self._waited_s(adapter, now_s)
         # A full device is back-pressure: the engine's queue decides how long that may last.

@@ -54,6 +54,8 @@ class Operator:
         match action:
             case AdapterAction.PRELOAD:
                 self._preload(adapter)
+            case AdapterAction.PREFETCH:
+                self._prefetch(adapter)
             case AdapterAction.PIN:
                 self._pins.pin(adapter)
             case AdapterAction.UNPIN:
@@ -91,6 +93,12 @@ class Operator:
         if adapter.digest is None or adapter.digest not in self._device:
             self._wishes.keep(adapter)
 
+    def _prefetch(self, adapter: TrackedAdapter) -> None:
+        if (failure := self._versions.failure_of(adapter)) is not None:
+            raise failure
+        if adapter.digest is None:
+            self._wishes.prefetch(adapter)
+
     def _evict(self, adapter: TrackedAdapter) -> None:
         versions, refuse = self._versions_of(adapter), Refusals(adapter.ref.id, adapter.ref.source)
         if adapter.is_pinned:
@@ -105,6 +113,7 @@ class Operator:
             raise refuse.in_use(f"{requests} requests hold it" if requests else "it is pinned under another name")
         if adapter.is_kept_wanted:
             self._wishes.drop_kept(adapter)
+        adapter.prefetch_ended()
         for digest in versions:
             self._device.remove(digest)
             self._disk.remove(digest)

@@ -365,6 +365,7 @@ class Store:
         host, stats = self._device.host, self._load_stats
         return StoreStats(
             bank_bytes_total=self._bank.total_bytes,
+            disk_bytes_total=self._disk.budget_bytes,
             bank_bytes_used=self._device.used_bytes,
             host_bytes_used=0 if host is None else host.used_bytes,
             disk_bytes_used=self._disk.used_bytes,

@@ -125,7 +125,9 @@ class TrackedAdapter:
     flow          of the request that asked for it last
     turn          number of the poll before which a request last asked for it
     since_s       when the present wait began; None: no request waits
-    is_wanted, is_kept_wanted   by a request or an operator; by an operator, until it is on the device or has failed
+    is_wanted     by a request, an operator or a prefetch
+    is_kept_wanted, is_prefetched   by an operator, until it is on the device; by a fleet's router, until it is on the
+                  disk; both until it has failed
     lacks_room    it is packed, and what others hold leaves no room for it
 
     The operator's pin
@@ -142,7 +144,7 @@ class TrackedAdapter:
     __slots__ = (
         *("ref", "state", "located", "digest", "tier", "text", "rank", "stage_ms", "is_verified"),
         *("search", "job", "asked_s", "confirmed_s", "failure", "retry_s", "failed_turn"),
-        *("flow", "turn", "since_s", "is_wanted", "is_kept_wanted", "lacks_room"),
+        *("flow", "turn", "since_s", "is_wanted", "is_kept_wanted", "is_prefetched", "lacks_room"),
         *("is_pinned", "pin_error", "held", "is_deleted", "draining"),
         *("hits", "last_use_s", "_versions"),
     )
@@ -169,6 +171,7 @@ class TrackedAdapter:
         self.since_s: float | None = None
         self.is_wanted = False
         self.is_kept_wanted = False
+        self.is_prefetched = False
         self.lacks_room = False
         self.is_pinned = False
         self.pin_error = ""
@@ -284,8 +287,8 @@ class TrackedAdapter:
         self.turn = NEVER
 
     def unwanted(self) -> None:
-        """Neither a request nor an operator asks for the adapter."""
-        self.is_wanted = self.is_kept_wanted = self.lacks_room = False
+        """Neither a request nor an operator nor a prefetch asks for the adapter."""
+        self.is_wanted = self.is_kept_wanted = self.is_prefetched = self.lacks_room = False
         self.since_s, self.turn = None, NEVER
 
     def keep_wanted(self) -> None:
@@ -295,6 +298,14 @@ class TrackedAdapter:
     def kept_dropped(self) -> None:
         """The operator's wish has ended, or is met."""
         self.is_kept_wanted = False
+
+    def prefetch_begun(self) -> None:
+        """A router asks for the adapter on the disk."""
+        self.is_prefetched = self.is_wanted = True
+
+    def prefetch_ended(self) -> None:
+        """It is on the disk or nearer."""
+        self.is_prefetched = False
 
     def wait_begun(self, now_s: float) -> None:
         self.since_s = now_s
@@ -357,7 +368,7 @@ class TrackedAdapter:
     def _set_failure(self, error: ManyloraError, retry_s: float, turn: int) -> None:
         self.failure, self.retry_s, self.failed_turn = error, retry_s, turn
         self.since_s = None
-        self.is_kept_wanted = False
+        self.is_kept_wanted = self.is_prefetched = False
 
     def _enter(self, transition: str) -> None:
         """Change to the state that the attributes now mean."""

@@ -10,7 +10,8 @@ from manylora.ids import Digest, Flow
 class WishList:
     """Wanted adapters, in the order of their first wish.
 
-    A request's wish lapses unless it is repeated before each poll; an operator's is kept until it is met or has failed.
+    A request's wish lapses unless it is repeated before each poll; an operator's and a prefetch are kept until they are
+    met or have failed.
     """
 
     def __init__(self, tracked: TrackedAdapters) -> None:
@@ -42,16 +43,25 @@ class WishList:
         adapter.keep_wanted()
         self._wanted.setdefault(adapter.ref, adapter)
 
+    def prefetch(self, adapter: TrackedAdapter) -> None:
+        """Note a router's wish: the adapter is to be on the disk, and no nearer."""
+        adapter.prefetch_begun()
+        self._wanted.setdefault(adapter.ref, adapter)
+
+    def is_for_disk(self, adapter: TrackedAdapter) -> bool:
+        """Return whether a prefetch alone wants the adapter."""
+        return adapter.is_prefetched and not adapter.is_kept_wanted and not self._tracked.is_requested(adapter)
+
     def drop_kept(self, adapter: TrackedAdapter) -> None:
         """End an operator's wish; those of requests stay."""
         adapter.kept_dropped()
-        if not self._tracked.is_requested(adapter):
+        if not adapter.is_prefetched and not self._tracked.is_requested(adapter):
             self._drop(adapter)
 
     def drop_requested(self, ref: AdapterRef) -> None:
         """End the wish of requests; an operator's stays."""
         adapter = self._wanted.get(ref)
-        if adapter is not None and adapter.is_kept_wanted:
+        if adapter is not None and (adapter.is_kept_wanted or adapter.is_prefetched):
             adapter.request_dropped()
         elif adapter is not None:
             self._drop(adapter)
@@ -59,7 +69,7 @@ class WishList:
     def drop_lapsed(self) -> None:
         """End the wishes that were not repeated since the last poll."""
         for adapter in self:
-            if adapter.turn < self._tracked.turn and not adapter.is_kept_wanted:
+            if adapter.turn < self._tracked.turn and not (adapter.is_kept_wanted or adapter.is_prefetched):
                 self._drop(adapter)
 
     def versions(self) -> set[Digest]:

@@ -186,10 +186,10 @@ class FleetQuestions:
             return False
         return any(str(each) in behind for each in (*ref.members, ref))
 
-    def preload(self, replica: Replica, ref: AdapterRef) -> None:
-        """Let a replica load an adapter that requests will soon ask it for. Its answer is of no use."""
+    def load_ahead(self, replica: Replica, ref: AdapterRef, action: AdapterAction) -> None:
+        """Let a replica load an adapter that requests may ask it for: PRELOAD or PREFETCH. Its answer is of no use."""
         self._numbers -= 1
-        replica.send_surely(ManageAdapter(self._numbers, AdapterAction.PRELOAD, ref))
+        replica.send_surely(ManageAdapter(self._numbers, action, ref))
 
     def clear(self) -> None:
         self._asked.clear()

@@ -75,6 +75,7 @@ class ReplicaRouter:
                 received={self._edge: self._before.get(address, 0) + beat.received},
                 is_draining=not beat.is_open,
                 bank_bytes=max(0, beat.bank_bytes),
+                disk_bytes=max(0, beat.disk_bytes),
             )
         )
 
@@ -124,6 +125,11 @@ class ReplicaRouter:
         """Return the addresses that are to have an adapter on the device, as the demand asks for it now."""
         places = self._steering.tend()
         return [(each.replica, self._refs[each.digest]) for each in places if each.digest in self._refs]
+
+    def prefetches(self) -> list[tuple[str, AdapterRef]]:
+        """Return the addresses that are to have an adapter on the disk, as `Steering.prefetches`."""
+        found = self._steering.prefetches()
+        return [(each.replica, self._refs[each.digest]) for each in found if each.digest in self._refs]
 
     def _keep(self, adapter: AdapterRef | None) -> None:
         """Keep the reference of an adapter that may be loaded ahead: not with a caller's token, and not of several."""

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
+from manylora.adapter_state import AdapterAction
 from manylora.adapters.store.preloads import configured_acts
 from manylora.clock import Clock, SystemClock
 from manylora.config.folders import cache_dir
@@ -309,7 +310,9 @@ class FleetTransport:
             if self._queue is not None:
                 self._queue.admit()
         for address, ref in self._router.new_places():
-            self._questions.preload(self._replicas[address], ref)
+            self._questions.load_ahead(self._replicas[address], ref, AdapterAction.PRELOAD)
+        for address, ref in self._router.prefetches():
+            self._questions.load_ahead(self._replicas[address], ref, AdapterAction.PREFETCH)
 
     def _lose(self, replica: Replica, *, is_suspect: bool) -> None:
         """Take the loss of a replica's engine, or of the connection to it."""

@@ -217,6 +217,7 @@ class HostDoor:
             load_s=(0.0, 0.0, 0.0) if stats is None else load_seconds(stats.adapters.load_times),
             bank_bytes=0 if stats is None else stats.adapters.bank_bytes_total,
             arrivals=arrivals,
+            disk_bytes=0 if stats is None else stats.adapters.disk_bytes_total,
         )
 
     def _take_infos(self, reply: AdapterReply) -> None:

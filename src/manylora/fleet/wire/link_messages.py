@@ -68,6 +68,7 @@ class HostBeat(msgspec.Struct, frozen=True, tag=True, array_like=True):
     sizes           bytes of the packed image of each adapter in `tiers` that is in a tier
     load_s          mean seconds of a load: host → device, disk → host, store → disk; 0: none was measured
     bank_bytes      bytes of the bank
+    disk_bytes      budget of the disk tier; 0: it is unknown, and nothing is prefetched there
     arrivals        requests of all edges since the beat before: their number and their prompts' tokens, by adapter
     """
 
@@ -80,6 +81,7 @@ class HostBeat(msgspec.Struct, frozen=True, tag=True, array_like=True):
     load_s: tuple[float, float, float] = (0.0, 0.0, 0.0)
     bank_bytes: int = 0
     arrivals: dict[str, tuple[int, int]] = {}
+    disk_bytes: int = 0
 
 
 class EngineGone(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -14,7 +14,7 @@ from manylora.server.schemas.field_rules import FieldRules
 from manylora.server.schemas.readers import Text, array, bounds_of, name_of, number, object_of, strings, text
 from manylora.system.printable import quoted
 
-POSTED = tuple(action for action in AdapterAction if action is not AdapterAction.DELETE)
+POSTED = tuple(each for each in AdapterAction if each not in (AdapterAction.DELETE, AdapterAction.PREFETCH))
 
 
 def _ids(value: object, info: ValidationInfo) -> tuple[str, ...]:
