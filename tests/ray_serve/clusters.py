@@ -114,7 +114,13 @@ class Fleet:
 
     def processes(self, role: str) -> list[psutil.Process]:
         """Return the processes of a role that run, the oldest first: `engine`, or an actor's `Engine` or `Edge`."""
-        mark = "engine_main" if role == "engine" else f"ray::ServeReplica:manylora:{role}"
+        return self._found("engine_main" if role == "engine" else f"ray::ServeReplica:manylora:{role}")
+
+    def of_ray(self, name: str) -> list[psutil.Process]:
+        """Return the processes of Ray's head with a name in their command: `gcs_server` or `ServeController`."""
+        return self._found(name)
+
+    def _found(self, mark: str) -> list[psutil.Process]:
         found = []
         for each in psutil.Process(self.process.pid).children(recursive=True):
             with suppress(psutil.Error):
@@ -209,6 +215,11 @@ def end(process: "subprocess.Popen[bytes]", family: list[psutil.Process]) -> Non
             each.kill()
     process.kill()
     process.wait()
+
+
+def images(folder: Path, digest: str) -> list[Path]:
+    """Return the packed images of a version, in the disk tiers of all replicas over the files of `make_files`."""
+    return [path for path in (folder / "cache" / "adapters").rglob(f"{digest}*") if path.is_file()]
 
 
 def kill(pid: int) -> None:

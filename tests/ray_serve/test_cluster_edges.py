@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import missing
 from tests.control.control_process import EDGE_TOKEN, ControlProcess, running_control
 from tests.control.postgres_server import empty_database
-from tests.ray_serve.clusters import ADAPTERS, Fleet, make_files, running_fleet
+from tests.ray_serve.clusters import ADAPTERS, Fleet, images, make_files, running_fleet
 from tests.server.app.test_two_edges_process import new_key
 from tests.support.waiting import PATIENCE_S, wait_for
 
@@ -70,6 +70,22 @@ def test_two_edges_and_three_engines_on_one_postgresql_record_each_request_once(
 
     wait_for(lambda: {*asked} <= {*recorded()})
     assert sorted(name for name in recorded() if name in asked) == sorted(asked)
+
+
+def test_a_deletion_by_handles_leaves_no_image_on_three_engines(site: Site) -> None:
+    url = f"{site.fleet.url}/v1/adapters/{ADAPTERS[0]}"
+    pinned = httpx2.post(url, json={"action": "pin"}, headers=site.operator, timeout=PATIENCE_S)
+    assert pinned.status_code in (200, 202), pinned.text
+
+    def found() -> list[Path]:
+        shown = httpx2.get(url, headers=site.operator, timeout=PATIENCE_S).json()
+        return images(site.folder, shown["digest"]) if shown["digest"] else []
+
+    wait_for(lambda: len(found()) == ENGINES)
+    digest = found()[0].name.partition(".")[0]
+    deleted = httpx2.delete(url, headers=site.operator, timeout=PATIENCE_S)
+    assert deleted.status_code in (200, 202), deleted.text
+    wait_for(lambda: not images(site.folder, digest))
 
 
 def ask(site: Site, number: int) -> str:
