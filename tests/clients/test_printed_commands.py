@@ -29,6 +29,7 @@ def test_a_printed_command_answers_with_the_desk(
     assert "delivery" in run_command(environment, "bash", "-c", command)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("word", "environment"), [("openai", "openai"), *long(("curl", "openai"), ("lorax", "lorax"))])
 def test_a_command_printed_where_a_key_is_needed_shows_it(
     keyed: tuple[str, str, Path], base_dir: Path, demo_root: Path, word: str, environment: str

@@ -11,6 +11,7 @@ from tests.control.uploading import base_settings
 HOSTILE = """<img src=x onerror=alert(1)>"'{{7*7}}</script><script>alert(1)</script>"""
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("checks_in_process")
 def test_shares_of_an_alias_are_set_shown_and_rolled_back(tmp_path: Path) -> None:
     async def scenario(house: ConsoleHouse) -> None:

@@ -111,6 +111,7 @@ async def refusals(acting: Tenant, owner: Tenant, wanted: Iterable[str]) -> dict
     return found
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("checks_in_process")
 def test_no_act_of_a_tenant_or_the_operator_takes_a_namesake(tmp_path: Path) -> None:
     async def scenario(house: ConsoleHouse) -> None:

@@ -19,9 +19,16 @@ from tests.control.postgres_server import PostgresServer, find_postgres, postgre
 
 Scenario = Callable[[Database], Coroutine[Any, Any, None]]
 IN_LONG_RUNS = {
-    "tests/control": ("app", "catalogue", "deployments", "evaluations", "http", "rollouts", "routes"),
-    "tests/control/billing": ("test_account_reads", "test_corrections", "test_invoices", "test_periods", "test_prices"),
-    "tests/control/process": ("test_placing",),
+    "tests/control": (
+        *("app", "catalogue", "deployments", "evaluations", "exports", "http", "rollouts", "routes", "stored"),
+        *("wallet", "webhooks"),
+    ),
+    "tests/control/billing": (
+        *("test_account_reads", "test_corrections", "test_golden", "test_invoices", "test_ledger_laws"),
+        *("test_periods", "test_prices"),
+    ),
+    "tests/control/invoicing": ("test_documents",),
+    "tests/control/process": ("test_backup", "test_placing", "test_rounds", "test_spending_stops"),
     "tests/control/registry": ("test_copies", "test_registry", "test_uploads", "test_version_reports"),
     "tests/control/tenants": ("test_audit", "test_key", "test_limits_of_bases", "test_tenants_and"),
 }

@@ -245,6 +245,7 @@ def test_speculation_changes_no_token(shape: Shape, load: list[RequestState]) ->
         assert end.counts.completion_tokens == other.counts.completion_tokens
 
 
+@pytest.mark.long
 def test_the_random_loads_do_preempt_and_speculate() -> None:
     """The laws above say little of preemption and speculation unless both happen in a good part of their examples."""
     preempted: list[bool] = []
@@ -343,6 +344,7 @@ def test_logits_rules_hold_in_any_batch_with_drafts_and_after_preemptions(shape:
     assert world.tokens == {request_id: one.reply() for request_id, one in asked.items()}
 
 
+@pytest.mark.long
 def test_the_loads_with_rules_do_preempt_and_speculate() -> None:
     """The law above says little of preemption and speculation unless both happen in a good part of its examples."""
     happened: list[tuple[bool, bool]] = []

@@ -163,7 +163,7 @@ def test_a_deleted_adapter_leaves_zeros_in_the_memory_of_the_card(crowded: Engin
         crowded.info(name)
 
 
-@pytest.mark.parametrize("quantize", ["int8", *long("int4")])
+@pytest.mark.parametrize("quantize", long("int8", "int4"))
 def test_a_mixed_batch_on_a_quantised_base_equals_each_request_alone(folder: Path, quantize: str) -> None:
     kernels = TorchKernels(torch.device("cpu"), torch.float32, 2048 * MIB, quantize)
     engine = open_engine(folder, kernels, quantize, engine__max_running=8)

@@ -74,6 +74,7 @@ def ledger_of(config: Config) -> list[str]:
     return [str(row) for row in json.loads(closing(open_control(config, is_key_needed=True), read))]
 
 
+@pytest.mark.long
 def test_a_backup_restores_tenants_keys_ledger_and_uploads(tmp_path: Path) -> None:
     config = settings(tmp_path / "old")
     key, ledger = filled(config)

@@ -16,11 +16,11 @@ from tests.control.postgres_server import PostgresServer
 
 NOT_BUILT = 501
 """What Predibase's interface has and this server has not; the only 5xx that is meant."""
-EXAMPLES = {"few": 2, "sqlite": 12, "postgresql": 4}
-"""Of each route; the few are on SQLite. Most faults are of the routes alone, so that PostgreSQL gets fewer."""
+EXAMPLES = {"sqlite": 12, "postgresql": 4}
+"""Of each route. Most faults are of the routes alone, so that PostgreSQL gets fewer."""
 
 
-@pytest.fixture(scope="module", params=["few", *long("sqlite", "postgresql")])
+@pytest.fixture(scope="module", params=long("sqlite", "postgresql"))
 def database(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -248,6 +248,7 @@ async def ask_about_repositories(asking: Asking) -> None:
     await asking.operators("DELETE", "/repos/acme")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("checks_in_process")
 def test_every_reply_is_as_documented(url: URL, tmp_path: Path) -> None:
     async def scenario(plane: Plane) -> None:

@@ -9,6 +9,7 @@ import pytest
 from manylora.engine.grammars.trial_process import WALL_S
 from manylora.engine.grammars.trials import WAIT_S, Failed, Passed, ProcessTrials, VocabularyText
 from manylora.models.text.grammar import GrammarSource, json_grammar, regex_grammar
+from tests.conftest import long
 from tests.engine.grammars.vocabulary import END, VOCAB, byte_tokenizer
 from tests.support.waiting import PATIENCE_S
 
@@ -34,6 +35,7 @@ def test_a_grammar_that_ends_passes_well_or_badly(trials: ProcessTrials, source:
     assert verdict.cpu_s < 1
 
 
+@pytest.mark.long
 def test_one_without_end_is_ended_beside_others(trials: ProcessTrials) -> None:
     with ThreadPoolExecutor(2) as pool:
         endless = pool.submit(trials.verdict, ENDLESS)
@@ -90,7 +92,7 @@ def test_a_process_that_is_stuck_is_ended_and_starts_again(
     assert isinstance(trials.verdict(regex_grammar("a")), Passed)
 
 
-@pytest.mark.parametrize("is_child", [True, False], ids=["the trial", "the process"])
+@pytest.mark.parametrize("is_child", [True, *long(False)], ids=["the trial", "the process"])
 def test_one_that_is_killed_during_a_trial_is_over_for_it_alone(trials: ProcessTrials, is_child: bool) -> None:
     assert isinstance(trials.verdict(regex_grammar("a")), Passed)
     process = process_of_trials()

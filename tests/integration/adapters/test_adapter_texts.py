@@ -209,6 +209,7 @@ def test_a_hostile_template_costs_its_sender_one_refusal(client: httpx2.Client, 
     assert client.get("/health").status_code == 200
 
 
+@pytest.mark.long
 def test_others_are_served_beside_templates_that_hang(client: httpx2.Client) -> None:
     """A render of another tenant's, and what needs none, end while four of one tenant's hang again and again."""
     replies: list[int] = []

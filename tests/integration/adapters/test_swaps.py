@@ -34,6 +34,7 @@ def test_an_old_version_in_place_of_a_new_one_would_be_seen(swapper: Swapper, mo
     assert swapper.run(100).mismatches
 
 
+@pytest.mark.long
 def test_keys_and_values_of_another_adapter_would_be_seen(swapper: Swapper, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pins, "prefix_root", lambda digest, salt: b"one for all")
     assert swapper.run(100).mismatches

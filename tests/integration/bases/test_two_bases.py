@@ -132,6 +132,7 @@ def test_the_start_prints_the_division_of_the_memory(server: TwoBases, folder: P
     assert "rough, smooth are served at" in printed
 
 
+@pytest.mark.long
 def test_mixed_traffic_is_each_base_alone(server: TwoBases, alone: dict[tuple[str, str | None, str], str]) -> None:
     assert len({text for (_, _, prompt), text in alone.items() if prompt == PROMPTS[0]}) == 5
     asked = [*alone, *reversed(list(alone))]

@@ -291,6 +291,7 @@ SUBJECTS = (
 )
 
 
+@pytest.mark.long
 def test_every_reply_is_as_documented(site: Site) -> None:
     own = {(method, path) for path, method in SERVER_ROUTES.documented(is_operator=True)}
     assert own <= site.seen.routes

@@ -70,8 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scope="module",
     params=[
         "native",
-        "int8",
-        *long("native-bf16", "int4", "reference"),
+        *long("int8", "native-bf16", "int4", "reference"),
     ],
 )
 def pair(folder: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Engine, Engine, int]]:

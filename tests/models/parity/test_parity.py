@@ -89,7 +89,7 @@ def handle(name: str | None, ready: ReadyAdapter) -> AdapterHandle:
     )
 
 
-@pytest.fixture(scope="module", params=thinned(ROWS, 3))
+@pytest.fixture(scope="module", params=thinned(ROWS, 4))
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
     return Served(make_tiny(ROWS[request.param], tmp_path_factory.mktemp(request.param)))
 

@@ -98,6 +98,7 @@ def test_a_signal_drains_and_the_exit_code_is_zero(tmp_path: Path) -> None:
         assert process.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.long
 def test_what_runs_longer_than_the_drain_is_ended_with_an_event(tmp_path: Path) -> None:
     with forked_server(tmp_path, "server.drain_s=0.1") as (process, client):
         with client.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply:
@@ -208,6 +209,7 @@ def test_startup_and_ready_are_apart_from_health(tmp_path: Path) -> None:
             wait_for(lambda: client.get("/ready").status_code == 503)
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_at_once_and_each_stream_with_its_error(tmp_path: Path) -> None:
     with forked_server(tmp_path, "server.drain_s=60") as (process, client):
         halves = [half_sent(client, path) for path in ("/generate", "/v1/signup", "/v1/account/keys")]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx2
+import pytest
 
 from manylora.adapter_ref import SourceName
 from manylora.clock import SystemClock
@@ -51,6 +52,7 @@ async def _versions(plane: StoringPlane) -> None:
             await add_version(connection, found.number, version, state=state, created_by="x", now_ms=1)
 
 
+@pytest.mark.long
 def test_questions_run_as_a_batch_and_decide(tmp_path: Path) -> None:
     async def main() -> None:
         async with registry_house(tmp_path) as (house, client, _):

@@ -185,6 +185,7 @@ def test_uploads_are_bounded_and_leave_nothing_when_refused(tmp_path: Path, stor
     asyncio.run(scenario())
 
 
+@pytest.mark.long
 def test_a_batch_ends_with_its_results_when_the_bytes_of_its_tenant_are_used_up(tmp_path: Path) -> None:
     async def scenario() -> None:
         lines = [line(str(number)) for number in range(30)]
@@ -200,6 +201,7 @@ def test_a_batch_ends_with_its_results_when_the_bytes_of_its_tenant_are_used_up(
     asyncio.run(scenario())
 
 
+@pytest.mark.long
 def test_a_batch_whose_last_result_takes_the_last_bytes_of_its_tenant_is_complete(tmp_path: Path) -> None:
     async def scenario() -> None:
         lines = [line("a")]
