@@ -18,7 +18,7 @@ from tests.ray_serve.clusters import ADAPTERS, Fleet, kill, make_files, running_
 from tests.server.app.test_two_edges_process import new_key
 from tests.support.waiting import wait_for
 
-pytestmark = pytest.mark.long  # a minute and a half
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]  # two minutes, or more on a busy machine
 COUNTED = (sys.executable, "-m", "tests.ray_serve.serve_counted", "cluster")
 ROLES = ("engine", "Engine", "Edge")
 """The victims in turn: the process of an engine, the actor of a replica, and an edge."""

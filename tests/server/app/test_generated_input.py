@@ -11,7 +11,6 @@ from schemathesis.core.result import Ok
 from schemathesis.core.transport import Response
 
 from manylora.http.paths import SERVER_ROUTES
-from tests.conftest import long
 from tests.server.app.test_server_process import forked_server
 from tests.support.waiting import PATIENCE_S
 
@@ -26,7 +25,7 @@ def examples(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-@pytest.fixture(scope="module", params=[*long(()), KEYS], ids=["open", "keyed"])
+@pytest.fixture(scope="module", params=[pytest.param((), marks=pytest.mark.long), KEYS], ids=["open", "keyed"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """The address of a server, and a key if it asks for keys."""
     with forked_server(tmp_path_factory.mktemp("generated"), *request.param) as (_, client):

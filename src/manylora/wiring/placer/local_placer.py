@@ -169,7 +169,10 @@ class LocalPlacer:
         """Return a replica's process, of this control plane or of the one before it; None: it does not run."""
         child = self._children.get(order_id)
         if child is not None:
-            return None if child.poll() is not None else process_of(child.pid)
+            running = None if child.poll() is not None else process_of(child.pid)
+            if running is None:  # it may have ended after `poll`, which then has no exit code yet
+                child.wait()
+            return running
         known = self._adopted.get(order_id)
         if known is None or not known.runs:
             known = orders_below(self._root).get(order_id)

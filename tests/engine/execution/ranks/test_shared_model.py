@@ -93,8 +93,12 @@ def test_the_kernels_of_cards_share_a_base_over_gloo(quantize: str, tmp_path: Pa
         make_adapter(base, tmp_path / "dora", LoraConfig(**ENDS["dora"])), spec, ReferenceKernels(), base.directory
     )
     prompts: Prompts = [(PROMPT[:9], None), (PROMPT[3:9], ready)]
-    for found, wanted in zip(run_shared(base.directory, 2, prompts, card), run(whole, prompts), strict=True):
-        assert (found - wanted).abs().max().item() < TOLERANCE
+    shared, single = torch.cat(run_shared(base.directory, 2, prompts, card)), torch.cat(run(whole, prompts))
+    if quantize == "int8":  # each rank has scales of its own for its columns
+        exact = torch.cat(run(load_model(base.directory, "reference", 1), prompts))
+        assert (shared - exact).square().mean() <= 1.3 * (single - exact).square().mean()
+    else:
+        assert (shared - single).abs().max().item() < TOLERANCE
 
 
 @pytest.mark.parametrize("is_tied", [False, *long(True)])
