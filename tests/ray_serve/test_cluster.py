@@ -1,6 +1,7 @@
 """A fleet on a real Ray cluster of this machine, by its commands: answers, affinity, kills, drains and scaling."""
 
 import importlib.util
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,30 @@ def test_after_a_kill_of_the_edge_a_new_one_serves_and_the_ledger_has_each_reque
     wait_for(lambda: own <= {*fleet.ledger()})
     assert {count for name, count in Counter(fleet.ledger()).items() if name in own} == {1}
     wait_for(lambda: not any(each["in_flight"] for each in fleet.engines()))
+
+
+@pytest.mark.parametrize(("head", "blow"), [("ServeController", signal.SIGKILL), ("gcs_server", signal.SIGSTOP)])
+def test_streams_and_new_requests_go_on_while_a_process_of_the_head_is_away(
+    fleet: Fleet, head: str, blow: signal.Signals
+) -> None:
+    """Serve's controller is killed and starts anew; Ray's control store stands still for the time of a stream."""
+    (process,) = fleet.of_ray(head)
+    streams = [fleet.stream(name, 1500) for name in ADAPTERS[:2]]
+    process.send_signal(blow)
+    try:
+        assert all(fleet.text(name) for name in ("base", *ADAPTERS))
+        later = fleet.stream(ADAPTERS[2], 300)
+        for stream in (*streams, later):
+            stream.reading.result()
+    finally:
+        if blow is signal.SIGSTOP:
+            process.send_signal(signal.SIGCONT)
+    assert [(stream.ends, stream.error) for stream in (*streams, later)] == [(["length"], "")] * 3
+    wait_for(lambda: len(fleet.of_ray(head)) == 1)
+    wait_for(lambda: sum(each["is_up"] for each in fleet.engines()) == 2)
+    own = {stream.request_id for stream in (*streams, later)}
+    wait_for(lambda: own <= {*fleet.ledger()})
+    assert {count for name, count in Counter(fleet.ledger()).items() if name in own} == {1}
 
 
 @pytest.mark.parametrize("mode", ["handle"])
