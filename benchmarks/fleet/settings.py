@@ -43,4 +43,5 @@ def sweep(name: str, profile: Profile, mean_bytes: float) -> list[Settings]:
     return [
         *({"stray": stray, "copy_share": share} for stray in (2.0, 8.0, 30.0) for share in (0.1, 0.03)),
         {"stray": 8.0, "copy_share": 0.1, "spares": 0},
+        *({"stray": stray, "copy_share": 0.05, "spares": 2} for stray in (16.0, 30.0)),
     ]

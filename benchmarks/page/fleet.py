@@ -20,7 +20,19 @@ from benchmarks.fleet.affinity import Affinity
 from benchmarks.fleet.profile import STORE_BYTES_PER_S, STORE_S
 from benchmarks.fleet.settings import KINDS, OWN
 from benchmarks.fleet.traffic import catalogue
-from benchmarks.page.fleet_parts import COLOURS, PROFILES, crowds, deaths, million, save, setting, sizes, source, sweeps
+from benchmarks.page.fleet_parts import (
+    COLOURS,
+    PROFILES,
+    crowds,
+    deaths,
+    million,
+    nearest,
+    save,
+    setting,
+    sizes,
+    source,
+    sweeps,
+)
 from benchmarks.page.page import Record, table
 
 
@@ -40,6 +52,7 @@ def main() -> None:
         causes(records),
         profiles(),
         comparison(records, pictures),
+        nearest(records),
         crowds(records, pictures),
     ]
     parts += [deaths(records, pictures), sizes(records), sweeps(records), million(), LIMITS]
@@ -71,7 +84,8 @@ LIMITS = """## Limits
   times as high: running requests for adapters without a place share the quarter of a bank that pins leave free.
 - Lengths are those of the workload, without spread, unless a table says so.
 - Fleets of hundreds of replicas, a million adapters and a day's swing were not simulated: only the ranking was measured
-  with a thousand replicas.
+  with a thousand replicas. On paper (Zipf 1, `card`), the banks of 100 replicas hold adapters with 0.874 of the
+  requests for 100,000 adapters, and with 0.735 of those for a million; the banks of 1,000 replicas with 0.895 of these.
 """
 
 

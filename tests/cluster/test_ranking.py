@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manylora.cluster.cost import TIE_S, cost_to_serve
+from manylora.cluster.homes import home_order
 from manylora.cluster.ranking import rank
 from manylora.cluster.views import FleetView, Tier
+from manylora.ids import ReplicaId
 from tests.cluster.fleets import EDGE, MEGABYTE, RATES, RULES, adapter, beat, replica, view_of, want
 
 beats = st.lists(
@@ -247,3 +249,33 @@ def test_a_forgotten_replica_leaves_its_slot_and_nothing_else() -> None:
 def test_a_heartbeat_of_impossible_numbers_is_refused(backlog: float, speed: float) -> None:
     with pytest.raises(ValueError, match=r"(backlog_tokens|tokens_per_s) of replica replica-0 is"):
         beat(0, backlog=backlog, speed=speed)
+
+
+def test_an_adapter_on_disks_alone_takes_the_shortest_queue_of_its_holders() -> None:
+    view = view_of(beat(0, backlog=50, tiers={adapter(0): Tier.DISK}), beat(1, tiers={adapter(0): Tier.DISK}))
+    load = RATES.load_s(40 * MEGABYTE)
+    found = cost_to_serve(want(), view, RULES)
+    assert np.all(np.abs(found - [1.5 + load[Tier.DISK], 1.0 + load[Tier.DISK]]) <= TIE_S)
+
+
+def test_an_adapter_without_places_strays_away_from_the_device_that_has_it() -> None:
+    view = view_of(beat(0, tiers={adapter(0): Tier.DEVICE}), beat(1, tiers={adapter(0): Tier.HOST}))
+    load = RATES.load_s(40 * MEGABYTE)
+    found = cost_to_serve(want(), view, RULES)
+    assert np.all(np.abs(found - [1.0, 1.0 + load[Tier.HOST] + RULES.stray * load[Tier.DISK]]) <= TIE_S)
+
+
+def test_an_adapter_in_a_host_memory_strays_away_from_it() -> None:
+    view = view_of(beat(0, tiers={adapter(0): Tier.HOST}), beat(1, tiers={adapter(0): Tier.DISK}))
+    load = RATES.load_s(40 * MEGABYTE)
+    found = cost_to_serve(want(), view, RULES)
+    assert np.all(np.abs(found - [1.0 + load[Tier.HOST], 1.0 + (1 + RULES.stray) * load[Tier.DISK]]) <= TIE_S)
+
+
+def test_an_adapter_that_no_replica_has_goes_home() -> None:
+    view = view_of(*(beat(number) for number in range(5)))
+    home = home_order(adapter(3), list(view.replicas))[0]
+    found = cost_to_serve(want(3), view, RULES)
+    others = np.delete(found, view.slots[ReplicaId(home)])
+    assert np.all(others - found.min() >= RULES.stray * RATES.load_s(40 * MEGABYTE)[Tier.DISK])
+    assert rank(want(3), view, RULES)[0] == home

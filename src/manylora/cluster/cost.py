@@ -1,6 +1,8 @@
 """The cost to serve: the seconds until a replica could begin a request, and the price of one more copy.
 
-queue ahead ÷ speed  +  load from the adapter's tier  −  cached prefix ÷ speed  +  stray, away from its places
+queue ahead ÷ speed  +  load from the adapter's tier  −  cached prefix ÷ speed  +  stray
+
+A stray is a copy away from the adapter's places, or, without places, from the replicas with it in its nearest tier.
 """
 
 from dataclasses import dataclass
@@ -37,8 +39,8 @@ class CostRules:
     """The prices of a ranking.
 
     rates  of loads
-    stray  seconds that a copy away from the adapter's places costs, per second of its load from the disk: the copy
-           drives another one out, which is then loaded again
+    stray  seconds that a stray costs, per second of its load from the disk: it drives another copy out, which is then
+           loaded again
     """
 
     rates: TierRates
@@ -58,9 +60,10 @@ def cost_to_serve(want: Want, view: FleetView, rules: CostRules) -> NDArray[np.f
         load = rules.rates.load_s(want.num_bytes)
         stray = rules.stray * float(load[Tier.DISK])
         affinity = scores(key_of(want.digest), view.keys)
-        seconds += float(load[Tier.STORE]) + stray + TIE_S
+        seconds += float(load[Tier.STORE]) + TIE_S
         seconds -= TIE_S * affinity
-        seconds[places(want, view, affinity)] -= stray
+        seconds += stray
+        seconds[_slots_without_stray(want, view, affinity)] -= stray
         spots = view.tiers.get(want.digest)
         if spots:
             slots, tiers = spots.arrays()
@@ -77,6 +80,23 @@ def places(want: Want, view: FleetView, affinity: NDArray[np.float64]) -> NDArra
     if not len(affinity):
         return np.zeros(0, np.intp)
     return np.array([np.argmax(np.where(view.is_open, affinity, -1.0))], np.intp)
+
+
+def _slots_without_stray(want: Want, view: FleetView, affinity: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return the slots where a request for an adapter makes no stray copy.
+
+    An adapter with places strays away from them, and one without places from the replicas that hold it in its nearest
+    tier: a copy on a further device, or in a further host memory, drives another out there. Among these replicas its
+    requests take the shortest queue. An adapter that no replica holds goes home.
+    """
+    spots = None if want.digest is None or want.digest in view.placed else view.tiers.get(want.digest)
+    if spots:
+        slots, tiers = spots.arrays()
+        is_open = view.is_open[slots]
+        if is_open.any():
+            nearest: NDArray[np.intp] = slots[is_open & (tiers == tiers[is_open].min())]
+            return nearest
+    return places(want, view, affinity)
 
 
 def _cached_tokens(want: Want, view: FleetView) -> NDArray[np.float64]:
