@@ -21,6 +21,11 @@ from manylora.bench.machine import describe
 from manylora.bench.servers import default_base, fresh_cache
 
 MIB = 1 << 20
+KV_BYTES = 64 * MIB
+"""KV cache of the default base. Its pages come as the prefix cache takes blocks: those of a default one, 360 MiB, come
+over many minutes and look like a leak, and some hundred requests fill this one, of 2,912 positions."""
+WINDOW = 2048
+"""Positions of a sequence: a KV cache holds one whole window at least."""
 
 
 def main() -> int:
@@ -53,6 +58,7 @@ def main() -> int:
             f"adapters.host_bytes={room}",
             f"model.cache_dir={fresh_cache(Path(scratch))}",
             "model.threads=1",
+            *(() if options.tiny else (f"engine.kv_bytes={KV_BYTES}", f"engine.max_model_len={WINDOW}")),
         )
         found = run_soak(Path(scratch), base, plan, settings=settings, report=_say)
     record = {**facts, **as_record(found)}
