@@ -79,12 +79,19 @@ def test_the_operator_makes_a_tenant_and_a_price(tmp_path: Path) -> None:
         account = (await house.plane.call("GET", "/v1/account", key=f"pb_{key}")).json()
         assert (account["id"], account["balance"]["left_nanousd"]) == ("acme", 12_500_000_000)
         assert key not in (await operator.get(TENANTS)).text
-        price = {"base": "tiny", "input": "0.25", "output": "1", "cached": "", "hours": "2"}
-        refused = await operator.post(PRICES, price | {"input": "0.0001"}, page=PRICES)
-        assert "three decimals" in text_of(refused.text)
+        price = {"base": "tiny", "input": "0.0002", "output": "1", "cached": "", "hours": "2"}
+        for field, text, told in (
+            ("input", "0.0000001", "six decimals"),
+            ("hours", "soon", "number of hours"),
+            ("hours", "nan", "number of hours"),
+        ):
+            refused = await operator.post(PRICES, price | {field: text}, page=PRICES)
+            assert (refused.status_code, told in text_of(refused.text)) == (400, True)
         assert (await operator.post(PRICES, price, page=PRICES)).status_code == 303
         told = text_of((await operator.get(PRICES)).text)
-        assert "$0.25 $0.25 $1.00" in told, "a cached token costs as any other"
+        assert "$0.0002 $0.0002 $1.00" in told, "a cached token costs as any other"
+        [stored] = (await house.plane.call("GET", "/admin/prices?base=tiny")).json()["prices"]
+        assert (stored["input_nanousd"], stored["output_nanousd"]) == (200, 1_000_000), "as by `manylora prices set`"
 
     in_console(tmp_path, scenario, settings={"control.free_bases": ["tiny"]})
 

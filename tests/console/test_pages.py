@@ -84,6 +84,8 @@ def test_the_operator_s_pages_are_the_operator_s_alone(tmp_path: Path) -> None:
         await operator.post(f"{page}/credit", {"id": "g", "amount": "7.5", "reason": "paid"}, page=page)
         assert "Balance $32.50" in text_of((await operator.get(page)).text)
         await operator.post(f"{page}/limits", {"adapters": "3"}, page=page)
+        wrong = await operator.post(f"{page}/limits", {"adapters": "three"}, page=page)
+        assert "a limit is a whole number" in text_of(wrong.text)
         code = (await operator.post(f"{page}/login-code", {}, page=page)).text
         assert "One-time code for acme" in code
         await operator.post(f"{page}/suspend", {}, page=page)

@@ -11,13 +11,15 @@ UNITS = ("B", "KB", "MB", "GB", "TB")
 STEP = 1000
 TENTH_BELOW = 100
 US_OF_MS, US_OF_S = 1_000, 1_000_000
-MILLION = 1_000_000
+PER_TOKENS = 1000
+HOUR_S = 3600
 AGES = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 """Units of the time since a moment, in seconds."""
 NONE = "–"
 MOST_DIGITS = 12
 """Digits before the point in a form: longer numbers fit no column, and the time to read one grows with its size."""
 _AMOUNT = re.compile(rf"-?(?:[0-9]{{1,{MOST_DIGITS}}}(?:\.[0-9]{{0,9}})?|\.[0-9]{{1,9}})")
+_HOURS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,3})?")
 _WHOLE = re.compile(rf"[0-9]{{1,{MOST_DIGITS}}}")
 
 
@@ -90,8 +92,16 @@ def whole_number(text: str, what: str) -> int:
 
 
 def price_of_token(text: str) -> int:
-    """Return nano-dollars a token of a price in dollars a million tokens. Raise `ValueError` for the visitor."""
-    price, rest = divmod(nanousd_of(text), MILLION)
+    """Return nano-dollars a token of a price in dollars for 1,000 tokens. Raise `ValueError` for the visitor."""
+    price, rest = divmod(nanousd_of(text), PER_TOKENS)
     if rest:
-        raise ValueError(f"a price of a million tokens has at most three decimals. Given: {text[:40]!r}")
+        raise ValueError(f"a price of 1,000 tokens has at most six decimals. Given: {text[:40]!r}")
     return price
+
+
+def hours_in_s(text: str) -> float:
+    """Return hours of a form as seconds. Raise `ValueError` with a message for the visitor."""
+    plain = text.strip() or "0"
+    if not _HOURS.fullmatch(plain):
+        raise ValueError(f"a begin is a number of hours from now, such as 0.5 or 24. Given: {text[:40]!r}")
+    return HOUR_S * float(plain)

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
 from manylora.console.api import NOT_FOUND, Refused, in_path
-from manylora.console.figures import nanousd_of, price_of_token
+from manylora.console.figures import hours_in_s, nanousd_of, price_of_token, whole_number
 from manylora.console.page import ConsolePage, OperatorPage
 from manylora.console.rendering import PAGE_HEADERS
 from manylora.console.residency import heat_map
@@ -19,7 +19,6 @@ LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_streams", "ada
 PAGE_SIZE = 100
 MOST_ADAPTERS, MOST_ROWS = 1_000, 200
 """Adapters that the heat map reads, and rows that it shows, the nearest to requests first."""
-HOUR_S = 3600
 
 
 @router.get("/tenants")
@@ -81,7 +80,7 @@ async def change(page: OperatorPage, tenant: str, act: str) -> Response:
                 await page.api.send("POST", f"{path}/credits", body)
             case "limits":
                 old = await page.api.get(f"{path}/limits")
-                new = {name: int(form.text(name)) if form.text(name) else None for name in LIMITS}
+                new = {name: whole_number(form.text(name), "a limit") if form.text(name) else None for name in LIMITS}
                 await page.api.send("PUT", f"{path}/limits", {**old, **new})
             case "login-code":
                 code = await page.api.send("POST", f"{path}/login-code")
@@ -99,12 +98,12 @@ async def prices(page: OperatorPage) -> Response:
 
 @router.post("/prices")
 async def add_price(page: OperatorPage) -> Response:
-    """Add a version of a base's price, given in dollars a million tokens."""
+    """Add a version of a base's price, given in dollars for 1,000 tokens, as on the command line."""
     form = await page.form()
     try:
         names = {"input": "input_nanousd", "output": "output_nanousd", "cached": "cached_input_nanousd"}
         given = {target: price_of_token(form.text(name)) for name, target in names.items() if form.text(name)}
-        begin = {"effective_in_s": HOUR_S * float(form.text("hours") or 0)}
+        begin = {"effective_in_s": hours_in_s(form.text("hours"))}
         await page.api.send("POST", "/admin/prices", {"base": form.text("base"), **given, **begin})
     except (Refused, ValueError) as error:
         return await _prices(page, error=str(error), fields=form.values())

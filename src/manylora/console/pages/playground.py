@@ -20,7 +20,8 @@ async def playground(page: OwnPage) -> Response:
     models = listed.json.get("data", []) if listed.is_ok else []
     prices = {each["base"]: each for each in (await page.api.get("/v1/prices"))["prices"] if each["is_in_force"]}
     error = "" if models else NO_MODELS if listed.status == NOT_FOUND else listed.error
-    return page.render("playground.html", models=models, prices=prices, error=error)
+    command = await page.first_request(has_keys=True)
+    return page.render("playground.html", models=models, prices=prices, command=command, error=error)
 
 
 @router.post("/ask")
