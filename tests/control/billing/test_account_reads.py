@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import uvloop
 from sqlalchemy import URL
 
 from manylora.control.billing.heavy_read_client import MAX_OF_ONE, NICENESS, HeavyReads, ReadProcess
@@ -14,7 +16,7 @@ from manylora.control.billing.heavy_reads import HeavyRead, LedgerRead
 from manylora.control.billing.ledger import insert_records
 from manylora.control.storage.database import Database
 from manylora.errors import StreamLimitExceeded
-from tests.control.plane import Plane, in_plane, record
+from tests.control.plane import Plane, in_plane, migrated_in, record
 
 NOW_MS = 1_700_001_000_000
 DAY_MS = 86_400_000
@@ -159,6 +161,29 @@ def test_heavy_reads_are_done_by_a_process_of_low_priority(url: URL, tmp_path: P
     in_plane(url, tmp_path, here)
     assert told[0] == told[1]
     assert [status for status, _ in told[0]] == [200] * len(HEAVY) + [404]
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_read_after_the_process_has_ended_starts_another(new_loop: Callable[..., Any], tmp_path: Path) -> None:
+    """The process ends after two minutes without a read; the loop has seen its end when the next read comes."""
+
+    async def main() -> None:
+        url = migrated_in(tmp_path)
+        reader, database = ReadProcess(url), Database(url)
+        await reader.ask(LedgerRead("acme", None, 1, ()))
+        first = reader._process
+        assert first is not None
+        first.kill()
+        await first.wait()
+        assert first.stdin is not None
+        with suppress(ConnectionError):
+            await first.stdin.wait_closed()
+        assert b"rows" in await reader.ask(LedgerRead("acme", None, 1, ()))
+        await reader.close()
+        await database.close()
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(main())
 
 
 def child_of(reader: ReadProcess) -> psutil.Process:

@@ -144,6 +144,8 @@ class ReadProcess:
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
+        if process.stdin.is_closing():  # a write would raise `RuntimeError` on uvloop, and be dropped on asyncio's loop
+            raise ConnectionResetError("the process has ended")
         process.stdin.write(LENGTH.pack(len(question)) + question)
         await process.stdin.drain()
         (size,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
