@@ -42,6 +42,7 @@ def test_a_customer_signs_up_uploads_asks_and_sees_usage_and_invoice(server: tup
         visit.upload("triage", "", tmp_path / "adapter")
         page.get_by_text("No tensor was left out").wait_for()
         visit.ask("SAY:good morning")
+        page.get_by_role("button", name="Stop").wait_for(state="hidden")
         assert page.locator("#left .answer").inner_text() == "good morning"
         told = _until_usage(visit)
         visit.go("/billing")

@@ -89,7 +89,7 @@ def load_library(
         cache_dir  parent of the folder of libraries; None: manylora's cache folder
         compiler   name or path of the C++ compiler; None: the first of g++, c++, clang++ that is installed
         headers    texts of headers by file name, which are written beside the sources for the build
-    Raises: NativeBuildFailed. Complexity: about ten seconds the first time, a few milliseconds later.
+    Raises: NativeBuildFailed. Complexity: ten seconds to two minutes the first time, milliseconds later.
     """
     path = _find_compiler(compiler)
     source = SourceFile(sorted(SOURCE_DIR.rglob("*.cpp")), headers)
@@ -98,9 +98,9 @@ def load_library(
     try:
         return _bound(read_kept(library))
     except FileNotFoundError:
-        log.info("compiling the native kernels with %s, once for this machine (about ten seconds)", path)
+        log.info("compiling the native kernels with %s, once for this machine (ten seconds to two minutes)", path)
     except KeptFileUnusable as damage:
-        log.info("compiling the native kernels anew (about ten seconds): %s is not used, %s", library, damage)
+        log.info("compiling the native kernels anew (ten seconds to two minutes): %s is not used, %s", library, damage)
     code = _compile(path, source, library)
     try:
         return _bound(code)
