@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, select
 
-from manylora.control.storage.tables import deployments
+from manylora.control.storage.placement_tables import deployment_payers
+from manylora.control.storage.tables import deployments, ledger
 from tests.control.process.placing_site import SECOND, Site, at_a_site
 
 BUDGETS: dict[str, tuple[dict[str, bool] | None, str]] = {
@@ -67,5 +68,30 @@ def test_a_key_without_manage_makes_no_deployment_and_the_last_changer_pays(url:
             async with site.plane.control.database.read() as connection:
                 row = (await connection.execute(select(deployments))).one()
             assert row.key == payer.split("_")[1]
+
+    at_a_site(url, tmp_path, scenario)
+
+
+def test_a_second_goes_to_the_key_that_paid_as_it_began(url: URL, tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        await site.deploy(minReplicas=1)
+        asked = {"name": "two", "scopes": ["manage"]}
+        two = (await site.plane.call("POST", "/v1/account/keys", asked, key=site.key)).json()["key"]
+        await site.start()
+        await site.rounds(10)
+        for key, pause in ((two, 7), (site.key, 5), (two, 6)):  # between two bills
+            change = {"config": {"cooldownTime": 600 + pause}}
+            changed = await site.plane.call("PUT", "/v2/deployments/mine", change, key=key)
+            assert changed.status_code == 200, changed.text
+            await site.rounds(pause)
+        await site.placing.bill(site.plane.control.now_ms())
+        await site.plane.call("PUT", "/v2/deployments/mine", {"config": {"cooldownTime": 600}}, key=site.key)
+        async with site.plane.control.database.read() as connection:
+            rows = (await connection.execute(select(ledger).order_by(ledger.c.number))).all()
+            payers = (await connection.execute(select(deployment_payers.c.key))).scalars().all()
+        first, second = site.key.split("_")[1], two.split("_")[1]
+        assert [(row.key, row.seconds) for row in rows] == [(first, 10), (second, 7), (first, 5), (second, 6)]
+        assert [row.cost_nanousd for row in rows] == [10 * SECOND + 1, 7 * SECOND, 5 * SECOND + 1, 6 * SECOND + 1]
+        assert payers == [first]  # what is billed needs no other
 
     at_a_site(url, tmp_path, scenario)

@@ -1,23 +1,25 @@
 """The bill of dedicated deployments: the seconds of each replica as rows of the ledger, each second once.
 
 A replica is billed over [ready_ms, left_ms), in whole seconds since 1970: the seconds of two adjacent intervals are
-those of both together, so that no cut loses a second or bills one twice. `placements.billed_s` is the first second that
-no row bills; it moves in the transaction of the row, and the row's id has the interval's beginning.
+those of both together, so that no cut loses a second or bills one twice. Each goes to the key that paid as it began.
+`placements.billed_s` is the first second that no row bills; it moves in the transaction of the row, and the row's id
+has the interval's beginning.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, or_, select, update
+from sqlalchemy import Row, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.billing.ledger import add_spending, pay_rows
+from manylora.control.budgets.payers import has_unbilled, paid_parts, payers_of
 from manylora.control.budgets.spending import count_rows
 from manylora.control.calendar import booked_ms_of, bounds_of, month_of
 from manylora.control.control import Control
 from manylora.control.storage.locks import lock_tenants
-from manylora.control.storage.tables import deployments, ledger, placements
+from manylora.control.storage.tables import ledger, placements
 
 HOUR_S = 3_600
 FINISH = "placed"
@@ -73,20 +75,19 @@ async def bill_seconds(control: Control, connection: AsyncConnection) -> int:
     that after the locks: the cut of an invoice and the hour of an export trust that a row is committed soon after it.
     The locks come in one order: replicas by number, then tenants, then sums.
     """
-    is_due = or_(placements.c.left_ms.is_(None), placements.c.left_ms >= 1000 * placements.c.billed_s + 1000)
-    payer = select(deployments.c.key).where(deployments.c.number == placements.c.deployment).scalar_subquery()
-    asked = select(placements, payer.label("key")).where(placements.c.billed_s.is_not(None), is_due)
-    asked = asked.order_by(placements.c.number).with_for_update(of=placements)
+    asked = select(placements).where(has_unbilled()).order_by(placements.c.number).with_for_update()
     due = (await connection.execute(asked)).all()
     await lock_tenants(connection, {placed.tenant for placed in due})
+    payers = await payers_of(connection, {placed.deployment for placed in due})
     now_ms = control.now_ms()
     rows: list[dict[str, Any]] = []
     for placed in due:
         until_ms = placed.seen_ms if placed.left_ms is None else placed.left_ms
         end_s = min(until_ms, now_ms) // 1000
-        parts = stretches(placed.ready_ms // 1000, placed.billed_s, end_s, placed.hourly_nanousd)
-        if parts:
-            rows += [_row(placed, part, now_ms) for part in parts]
+        if end_s > placed.billed_s:
+            for begin_s, cut_s, key in paid_parts(payers[placed.deployment], placed.billed_s, end_s):
+                parts = stretches(placed.ready_ms // 1000, begin_s, cut_s, placed.hourly_nanousd)
+                rows += [_row(placed, part, key, now_ms) for part in parts]
             moved = update(placements).where(placements.c.number == placed.number).values(billed_s=end_s)
             await connection.execute(moved)
     if rows:
@@ -102,7 +103,7 @@ async def bill_seconds(control: Control, connection: AsyncConnection) -> int:
     return len(rows)
 
 
-def _row(placed: Row[Any], part: Stretch, now_ms: int) -> dict[str, Any]:  # columns of several types
+def _row(placed: Row[Any], part: Stretch, key: str | None, now_ms: int) -> dict[str, Any]:  # columns of several types
     """Return the row of the ledger of a part: without tokens, and without the price of a token."""
     begin_ms = 1000 * part.begin_s
     counts = ("prompt_tokens", "cached_tokens", "completion_tokens")
@@ -110,7 +111,7 @@ def _row(placed: Row[Any], part: Stretch, now_ms: int) -> dict[str, Any]:  # col
     return {
         "id": f"{FINISH}-{placed.id}-{part.begin_s}",
         "tenant": placed.tenant,
-        "key": placed.key,
+        "key": key,
         "request_id": placed.id,
         "edge": "",
         "base": placed.base,

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.config.settings import Config
 from manylora.control.bases import is_same_base, served_bases
+from manylora.control.budgets.payers import set_payer
 from manylora.control.deployments.memory import require_memory
 from manylora.control.deployments.options import options_of
 from manylora.control.deployments.placements import LiveReplica, live_replicas, note_change
@@ -246,7 +247,9 @@ async def create_deployment(
         await connection.execute(insert(deployments).values(tenant=tenant, name=name, **values))
     else:  # a deleted deployment has that name
         await connection.execute(update(deployments).where(mine).values(values))
-    return await find_deployment(connection, tenant, name, shared)
+    made = await find_deployment(connection, tenant, name, shared)
+    await set_payer(connection, made.number, key, now_ms)
+    return made
 
 
 async def change_deployment(
@@ -265,7 +268,7 @@ async def change_deployment(
 ) -> Deployment:
     """Change the given fields; a null in `config` counts as absent. Its price becomes that of a new deployment.
 
-    A key that changes the configuration pays for the deployment from then on, so that none spends by another's.
+    A key that changes the configuration pays for the seconds from then on, so that none spends by another's.
     Raise as `find_deployment`, `InvalidParameter`.
 
     Args:  is_whole  `config` takes the place of the present one: a field that it lacks has its default
@@ -283,6 +286,7 @@ async def change_deployment(
     values = {**columns, "updated_ms": now_ms, "failures": 0, "retry_ms": 0}  # a change may be the remedy
     if given:
         values["key"] = key
+        await set_payer(connection, old.number, key, now_ms)
     if description is not None:
         values["description"] = description
     await note_change(connection, old.number, **values)

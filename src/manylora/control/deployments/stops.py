@@ -1,7 +1,7 @@
 """The stop of dedicated deployments whose tenant or key has no money left: credit, monthly budgets, hard budgets.
 
-The seconds of a deployment count against the budgets of its tenant and of the key that made it, or that changed its
-configuration last. They have no adapter, so no budget of an adapter counts them.
+A second of a deployment counts against the budgets of its tenant and of the key that had made it, or changed its
+configuration last, as the second began. They have no adapter, so no budget of an adapter counts them.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
-"""The table of the loads of dedicated deployments, which all control planes of one database share."""
+"""The tables of dedicated deployments beside their rows: their loads, and the keys that pay for them."""
 
-from sqlalchemy import BigInteger, Column, Integer, String, Table
+from sqlalchemy import BigInteger, Column, ForeignKey, Integer, String, Table
 
 from manylora.control.storage.tables import metadata
 
@@ -13,4 +13,13 @@ deployment_loads = Table(  # the last report of each edge; rows without a fresh 
     Column("load", Integer, nullable=False),  # requests under way or waiting
     Column("noted_ms", BigInteger, nullable=False),
     Column("last_ms", BigInteger, nullable=False),  # moment of the last request
+)
+
+deployment_payers = Table(  # a row for each moment from which on another key pays; the first has the moment 0
+    "deployment_payers",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("deployment", BigInteger, ForeignKey("deployments.number"), nullable=False, index=True),
+    Column("from_ms", BigInteger, nullable=False),
+    Column("key", String(8)),  # NULL: the budgets of the tenant alone count the seconds
 )
