@@ -1,11 +1,13 @@
 """The edge's copy of the control plane's facts: answers in the order of their calls."""
 
 import asyncio
+from collections.abc import Sequence
 
 from manylora.clock import ManualClock
+from manylora.errors import ControlUnavailable
 from manylora.ids import TenantId
 from manylora.server.access.directory import Directory
-from manylora.tenancy import DELETED, DeploymentFacts, Snapshot
+from manylora.tenancy import DELETED, AdapterAct, DeploymentFacts, Snapshot
 from tests.server.fake_control import PEPPER, FakeControl
 
 
@@ -55,5 +57,42 @@ def test_the_numbers_of_deployments_keep_the_starts_of_deleted_ones() -> None:
         await directory.refresh()
         assert directory.numbers()["manylora_deployment_starts"] == {(): 9}
         assert directory.deployment("acme", "mine") is None
+
+    asyncio.run(scenario())
+
+
+def act(adapter: str) -> AdapterAct:
+    return AdapterAct(at_ms=0, actor=None, key=None, address=None, request_id="r", verb="pin", adapter=adapter)
+
+
+class SlowForActs(FakeControl):
+    """A control plane whose answer to more than three acts comes too late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    async def report_acts(self, acts: Sequence[AdapterAct]) -> None:
+        self.sizes.append(len(acts))
+        if len(acts) > 3:
+            raise ControlUnavailable("the control plane does not answer (ReadTimeout)")
+        await super().report_acts(acts)
+
+
+def test_a_slow_control_plane_gets_reports_of_acts_that_it_can_take() -> None:
+    async def scenario() -> None:
+        control = SlowForActs()
+        directory = Directory(control, ManualClock(), poll_s=1, max_age_s=600)
+        control.is_away = True
+        acts = [act(f"adapter-{number}") for number in range(40)]
+        for each in acts:
+            await directory.report_act(each)
+        assert len(control.sizes) == 40
+        control.is_away, control.sizes = False, []
+        for _ in range(20):
+            await directory.report_acts()
+        assert control.acts == acts
+        failed = [size for size in control.sizes if size > 3]
+        assert len(failed) < len(control.sizes) / 2
 
     asyncio.run(scenario())

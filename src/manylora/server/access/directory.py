@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from manylora.clock import Clock
 from manylora.errors import ControlUnavailable, ManyloraError
@@ -65,6 +67,7 @@ class Directory:
         self._lent: set[tuple[TenantId, str]] = set()  # keys of repositories that other tenants may use
         self._uses: dict[KeyId, int] = {}  # last uses since the last report
         self._acts: deque[AdapterAct] = deque(maxlen=MAX_ACTS)  # not reported yet
+        self._acts_part = MAX_ACTS  # acts in the next report
         self._reported_s = clock.monotonic_s()
         self._batch_price_percent = 100
         self._differs = False  # the control plane's clock, as of the last answer
@@ -93,18 +96,24 @@ class Directory:
         await self.report_acts()
 
     async def report_acts(self) -> None:
-        """Report the acts that wait.
+        """Report the acts that wait, in parts: a failure halves the next part, a success makes it an eighth larger.
 
         A control plane of the first release does not have this route; the acts wait on, and the oldest are dropped.
         """
-        taken = list(self._acts)
-        if not taken:
-            return
         with contextlib.suppress(ControlUnavailable):
+            while taken := list(islice(self._acts, self._acts_part)):
+                await self._report_part(taken)
+
+    async def _report_part(self, taken: Sequence[AdapterAct]) -> None:
+        try:
             await self._client.report_acts(taken)
-            for act in taken:
-                if act in self._acts:
-                    self._acts.remove(act)
+        except ControlUnavailable:
+            self._acts_part = max(1, len(taken) // 2)
+            raise
+        self._acts_part = min(MAX_ACTS, self._acts_part + max(1, self._acts_part // 8))
+        for act in taken:
+            if act in self._acts:
+                self._acts.remove(act)
 
     async def refresh(self) -> None:
         """Fetch the changes since the last answer and apply them, one call after the other.
