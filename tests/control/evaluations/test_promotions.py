@@ -1,5 +1,6 @@
 """Evaluations and promotions over HTTP: the batch that asks, its end, and who may pass by it."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, select, update
 
-from manylora.control.evaluations.promotions import decide_all
+from manylora.control.evaluations.promotions import ASKING_MS, MAX_UNDER_WAY, decide_all
 from manylora.control.evaluations.questions import MAX_QUESTIONS, ReplyRule, is_right, read_questions
 from manylora.control.storage.tables import batches, promotions
 from manylora.control.stored.batches import change_batch
@@ -120,6 +121,34 @@ def test_of_two_promotions_at_once_the_second_must_compare_anew(url: URL, tmp_pa
         assert (await shown(plane, key, better))["state"] == "promoted"
         late = await shown(plane, key, worse)
         assert (late["state"], "has changed" in late["reason"], await prod(plane, key)) == ("failed", True, 2)
+
+    in_plane(url, tmp_path, scenario)
+
+
+def test_promotions_at_once_exceed_no_limit(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await ready_versions(plane, 1)
+        await attach(plane, key)
+        asked = [("POST", f"{REPO}/aliases/prod{number}/promotions", {"version": 1}) for number in range(7)]
+        replies = await asyncio.gather(*(plane.call(*each, key=key) for each in asked))
+        assert sorted(each.status_code for each in replies) == [202] * MAX_UNDER_WAY + [422] * 3
+        async with plane.control.database.read() as connection:
+            assert len((await connection.execute(select(batches.c.id))).all()) == MAX_UNDER_WAY
+
+    in_plane(url, tmp_path, scenario)
+
+
+def test_a_promotion_without_a_batch_fails_after_a_while(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await ready_versions(plane, 1)
+        await attach(plane, key)
+        begun = await promote(plane, key, 1)
+        async with plane.control.database.write() as connection:  # a kill of the control plane came between
+            await connection.execute(update(promotions).values(batch=""))
+        assert (await shown(plane, key, begun))["state"] == "running"
+        plane.clock.advance(ASKING_MS / 1000)
+        late = await shown(plane, key, begun)
+        assert (late["state"], "promote it again" in late["reason"]) == ("failed", True)
 
     in_plane(url, tmp_path, scenario)
 

@@ -28,6 +28,7 @@ from manylora.control.evaluations.questions import (
 from manylora.control.evaluations.sets import Evaluation, get_evaluation
 from manylora.control.registry.aliases import check_alias, put_alias
 from manylora.control.registry.repositories import Repository, find_repository, own_for_change
+from manylora.control.storage.locks import lock_tenants
 from manylora.control.storage.tables import promotions
 from manylora.control.stored.batches import create_batch, get_batch
 from manylora.control.stored.files import FilePart, append_to_file, begin_file, publish_file, read_file
@@ -48,6 +49,8 @@ PAGE = 100
 """Running promotions that `decide_all` reads at one time."""
 MAX_UNDER_WAY = 4
 """Promotions of a tenant that run at one time."""
+ASKING_MS = 600_000
+"""Time in which the questions of a promotion become a batch. After it the control plane that made it has ended."""
 
 
 class PromotionState(StrEnum):
@@ -64,6 +67,7 @@ class Promotion:
     """One promotion.
 
     current   the version that had the alias, which has to be matched; None: there was none
+    batch     id of the batch of its questions; empty: it is made yet, or the promotion is forced
     report    the scores of both versions; None before the end, and of a forced one
     """
 
@@ -91,35 +95,43 @@ async def begin_promotion(
     `InvalidParameter` for too many under way, `StorageLimitExceeded`.
     """
     control = store.control
-    async with control.database.read() as connection:
+    async with control.database.write() as connection:
+        await lock_tenants(connection, {caller.tenant})  # one promotion after the other: two at once exceed no limit
         repository = await _own(connection, caller.tenant, reference)
         check_alias(repository, alias, bases, versions=())
         evaluation = await get_evaluation(connection, repository.number)
         _require_ready(repository, version)
         await _require_room(connection, caller.tenant)
-    current = repository.aliases.get(alias)
-    _require_comparable(repository, alias, current)
-    compared = None if current is None or current == version or not _is_ready(repository, current) else current
-    arms = {CANDIDATE: _name(repository, version)} | ({CURRENT: _name(repository, compared)} if compared else {})
-    batch = await _batch(store, caller, evaluation, arms)
-    made = Promotion(
-        id=f"promotion_{secrets.token_hex(12)}",
-        tenant=caller.tenant,
-        repo=repository.name,
-        alias=alias,
-        version=version,
-        current=compared,
-        state=PromotionState.RUNNING,
-        reason="",
-        batch=batch,
-        report=None,
-        is_forced=False,
-        created_ms=control.now_ms(),
-        ended_ms=None,
-    )
-    async with control.database.write() as connection:
+        current = repository.aliases.get(alias)
+        _require_comparable(repository, alias, current)
+        compared = None if current is None or current == version or not _is_ready(repository, current) else current
+        made = Promotion(
+            id=f"promotion_{secrets.token_hex(12)}",
+            tenant=caller.tenant,
+            repo=repository.name,
+            alias=alias,
+            version=version,
+            current=compared,
+            state=PromotionState.RUNNING,
+            reason="",
+            batch="",
+            report=None,
+            is_forced=False,
+            created_ms=control.now_ms(),
+            ended_ms=None,
+        )
         facts = {"metric": evaluation.metric.value, "questions": evaluation.text}
         await connection.execute(insert(promotions).values(_columns(made) | {"evaluation": json.dumps(facts)}))
+    arms = {CANDIDATE: _name(repository, version)} | ({CURRENT: _name(repository, compared)} if compared else {})
+    mine = promotions.c.id == made.id
+    try:
+        made = replace(made, batch=await _batch(store, caller, evaluation, arms))
+    except ManyloraError:
+        async with control.database.write() as connection:
+            await connection.execute(delete(promotions).where(mine))
+        raise
+    async with control.database.write() as connection:
+        await connection.execute(update(promotions).where(mine).values(batch=made.batch))
         await _record(connection, actor, "evaluate", made)
     return made
 
@@ -193,7 +205,11 @@ async def decide(store: TenantStore, actor: Actor, row: Row[Any]) -> Promotion:
     running = _promotion(row)
     if running.state is not PromotionState.RUNNING:
         return running
+    if not running.batch and store.control.now_ms() - running.created_ms < ASKING_MS:
+        return running
     try:
+        if not running.batch:
+            raise ResourceNotFound("the control plane ended before its questions were a batch; promote it again")
         batch = await get_batch(store, running.tenant, running.batch)
         if not batch.is_ended:
             return running
