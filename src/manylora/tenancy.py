@@ -238,8 +238,6 @@ class DeploymentFacts:
     detail  why it is in that state, for its tenant
     urls    addresses of the ready replicas
     starting, draining  numbers of such replicas
-    starts              replicas that were ever started, ended ones included
-    failed_starts       those of them whose process ended unasked
     """
 
     tenant: TenantId
@@ -250,8 +248,6 @@ class DeploymentFacts:
     urls: tuple[str, ...] = ()
     starting: int = 0
     draining: int = 0
-    starts: int = 0
-    failed_starts: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +275,8 @@ class Snapshot:
     epoch   of the control plane's process; revisions of another process, perhaps with another database, do not compare
     pepper  in hex
     batch_price_percent  part of the price that a token of a batch costs; 100 from a control plane of an older version
+    deployment_starts    starts of replicas of all deployments that ever were, and those of them whose process ended
+                         unasked; None: as before
 
     A repository without versions may have been deleted. It grants nothing in either case.
     """
@@ -294,6 +292,7 @@ class Snapshot:
     repositories: tuple[RepositoryFacts, ...] = ()
     deployments: tuple[DeploymentFacts, ...] = ()
     batch_price_percent: int = 100
+    deployment_starts: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -218,8 +218,9 @@ def test_edges_count_starts_and_replicas_by_state(url: URL, tmp_path: Path) -> N
         await site.rounds()
 
         async def counts() -> tuple[int, ...]:
-            [facts] = (await take_snapshot(site.plane.control, -1)).deployments
-            return facts.starting, len(facts.urls), facts.draining, facts.starts, facts.failed_starts
+            snapshot = await take_snapshot(site.plane.control, -1)
+            [facts], starts = snapshot.deployments, snapshot.deployment_starts or ()
+            return facts.starting, len(facts.urls), facts.draining, *starts
 
         assert await counts() == (2, 0, 0, 2, 0)
         site.placer.all_are(Sight.WELL)
@@ -233,5 +234,10 @@ def test_edges_count_starts_and_replicas_by_state(url: URL, tmp_path: Path) -> N
         await site.plane.call("DELETE", "/v2/deployments/mine", key=site.key)
         await site.rounds(1)
         assert await counts() == (0, 0, 1, 2, 1)
+        site.placer.immortal.clear()
+        site.placer.sights[second] = Sight.GONE
+        await site.rounds(1)
+        told = await take_snapshot(site.plane.control, -1)
+        assert (told.deployments, told.deployment_starts) == ((), (2, 1))
 
     at_a_site(url, tmp_path, scenario)

@@ -11,10 +11,17 @@ from manylora.tenancy import DELETED, AdapterAct, DeploymentFacts, Snapshot
 from tests.server.fake_control import PEPPER, FakeControl
 
 
-def snapshot(revision: int, **facts: int | str | tuple[str, ...]) -> Snapshot:
-    told = {"state": "ready", **facts}
-    mine = DeploymentFacts(tenant=TenantId("acme"), name="mine", base="tiny", **told)  # type: ignore[arg-type]  # by name
-    return Snapshot(revision=revision, taken_ms=0, is_whole=False, pepper=PEPPER, deployments=(mine,))
+def snapshot(revision: int, starts: tuple[int, int] | None = None, **facts: int | str | tuple[str, ...]) -> Snapshot:
+    told = {"name": "mine", "state": "ready", **facts}
+    mine = DeploymentFacts(tenant=TenantId("acme"), base="tiny", **told)  # type: ignore[arg-type]  # by name
+    return Snapshot(
+        revision=revision,
+        taken_ms=0,
+        is_whole=False,
+        pepper=PEPPER,
+        deployments=(mine,),
+        deployment_starts=starts,
+    )
 
 
 class SlowControl(FakeControl):
@@ -45,7 +52,7 @@ def test_an_earlier_answer_replaces_no_later_one() -> None:
 
 def test_the_numbers_of_deployments_keep_the_starts_of_deleted_ones() -> None:
     async def scenario() -> None:
-        control = FakeControl(snapshot(1, urls=("one", "two"), starting=1, draining=3, starts=9, failed_starts=2))
+        control = FakeControl(snapshot(1, (9, 2), urls=("one", "two"), starting=1, draining=3))
         directory = Directory(control, ManualClock(), poll_s=1, max_age_s=600)
         await directory.refresh()
         assert directory.numbers() == {
@@ -53,10 +60,24 @@ def test_the_numbers_of_deployments_keep_the_starts_of_deleted_ones() -> None:
             "manylora_deployment_starts": {(): 9},
             "manylora_deployment_failed_starts": {(): 2},
         }
-        control.snapshot_ = snapshot(2, state=DELETED, starts=9, failed_starts=2)
+        control.snapshot_ = snapshot(2, state=DELETED, draining=3)
         await directory.refresh()
         assert directory.numbers()["manylora_deployment_starts"] == {(): 9}
+        assert directory.numbers()["manylora_deployment_replicas"][("draining",)] == 3
         assert directory.deployment("acme", "mine") is None
+
+    asyncio.run(scenario())
+
+
+def test_a_deleted_deployment_without_replicas_takes_no_room() -> None:
+    async def scenario() -> None:
+        control = FakeControl()
+        directory = Directory(control, ManualClock(), poll_s=1, max_age_s=600)
+        for number in range(50):
+            for state in ("ready", DELETED):
+                control.snapshot_ = snapshot(number, name=f"d{number}", state=state)
+                await directory.refresh()
+        assert len(directory._placed) == len(directory._deployments) == 0
 
     asyncio.run(scenario())
 

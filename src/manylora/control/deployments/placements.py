@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, case, func, select, update
+from sqlalchemy import Row, case, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.deployments.replicas import DedicatedReplica, ReplicaState
@@ -87,13 +87,16 @@ async def store_replica(connection: AsyncConnection, replica: DedicatedReplica) 
 async def changed_deployments(connection: AsyncConnection, since: int) -> tuple[DeploymentFacts, ...]:
     """Return dedicated deployments that were changed after a revision, with the URLs of their ready replicas.
 
-    A deleted one has the state `DELETED` and no URL.
+    A deleted one has the state `DELETED` and no URL. since < 0: all, without deleted ones that have no replica.
     """
-    rows = (await connection.execute(select(deployments).where(deployments.c.revision > since))).all()
+    asked = select(deployments).where(deployments.c.revision > since)
+    if since < 0:
+        running = select(placements.c.deployment).where(placements.c.ended_ms.is_(None))
+        asked = asked.where(or_(deployments.c.deleted_ms.is_(None), deployments.c.number.in_(running)))
+    rows = (await connection.execute(asked)).all()
     if not rows:
         return ()
     live = await live_replicas(connection)
-    starts = await _starts_of(connection, since)
     return tuple(
         DeploymentFacts(
             tenant=TenantId(row.tenant),
@@ -108,8 +111,6 @@ async def changed_deployments(connection: AsyncConnection, since: int) -> tuple[
             ),
             starting=_number_in(ReplicaState.STARTING, live.get(row.number, ())),
             draining=_number_in(ReplicaState.DRAINING, live.get(row.number, ())),
-            starts=starts.get(row.number, (0, 0))[0],
-            failed_starts=starts.get(row.number, (0, 0))[1],
         )
         for row in rows
     )
@@ -119,13 +120,11 @@ def _number_in(state: ReplicaState, live: Sequence[LiveReplica]) -> int:
     return sum(each.replica.state is state for each in live)
 
 
-async def _starts_of(connection: AsyncConnection, since: int) -> dict[int, tuple[int, int]]:
-    """Return the starts of replicas of each deployment changed after a revision, and how many of them failed."""
-    failed = func.sum(case((placements.c.has_failed, 1), else_=0))
-    asked = select(placements.c.deployment, func.count(), failed).group_by(placements.c.deployment)
-    changed = select(deployments.c.number).where(deployments.c.revision > since)
-    rows = await connection.execute(asked.where(placements.c.deployment.in_(changed)))
-    return {number: (int(starts), int(failures)) for number, starts, failures in rows.all()}
+async def count_starts(connection: AsyncConnection) -> tuple[int, int]:
+    """Return the starts of replicas of all deployments, and how many of them failed."""
+    failed = func.coalesce(func.sum(case((placements.c.has_failed, 1), else_=0)), 0)
+    starts, failures = (await connection.execute(select(func.count(), failed).select_from(placements))).one()
+    return int(starts), int(failures)
 
 
 async def note_change(connection: AsyncConnection, number: int, **values: Any) -> None:  # columns of several types

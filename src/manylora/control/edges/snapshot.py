@@ -7,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.billing.prices import changed_prices
 from manylora.control.control import Control
-from manylora.control.deployments.placements import changed_deployments
+from manylora.control.deployments.placements import changed_deployments, count_starts
 from manylora.control.rollouts.rules import rule_of
 from manylora.control.storage.revisions import last_revision
 from manylora.control.storage.tables import aliases, repositories, shares, tenants, versions
@@ -30,6 +30,7 @@ async def take_snapshot(control: Control, since: int, epoch: str | None = None) 
         revision = await last_revision(connection)
         since = since if since <= revision and epoch in (None, control.epoch) else -1
         is_new = revision > since
+        changed = await changed_deployments(connection, since) if is_new else ()
         return Snapshot(
             revision=revision,
             taken_ms=control.now_ms(),
@@ -41,7 +42,8 @@ async def take_snapshot(control: Control, since: int, epoch: str | None = None) 
             keys=await changed_keys(connection, since) if is_new else (),
             prices=await changed_prices(connection, since) if is_new else (),
             repositories=await changed_repositories(connection, since) if is_new else (),
-            deployments=await changed_deployments(connection, since) if is_new else (),
+            deployments=changed,
+            deployment_starts=await count_starts(connection) if changed or since < 0 else None,
         )
 
 

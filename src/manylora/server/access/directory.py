@@ -62,7 +62,8 @@ class Directory:
         self._prices: dict[str, dict[int, PriceFacts]] = {}
         self._repositories: dict[tuple[TenantId, str], RepositoryFacts] = {}
         self._deployments: dict[tuple[str, str], DeploymentFacts] = {}  # by tenant and name
-        self._placed: dict[tuple[str, str], DeploymentFacts] = {}  # with deleted ones, whose starts count still
+        self._placed: dict[tuple[str, str], DeploymentFacts] = {}  # with deleted ones that have replicas
+        self._starts, self._failed_starts = 0, 0  # of all deployments that ever were
         self._own: dict[TenantId, set[tuple[TenantId, str]]] = {}  # keys into `_repositories`, by owner
         self._lent: set[tuple[TenantId, str]] = set()  # keys of repositories that other tenants may use
         self._uses: dict[KeyId, int] = {}  # last uses since the last report
@@ -170,8 +171,8 @@ class Directory:
         starting, draining = sum(each.starting for each in placed), sum(each.draining for each in placed)
         return {
             "manylora_deployment_replicas": {("starting",): starting, ("ready",): ready, ("draining",): draining},
-            "manylora_deployment_starts": {(): sum(each.starts for each in placed)},
-            "manylora_deployment_failed_starts": {(): sum(each.failed_starts for each in placed)},
+            "manylora_deployment_starts": {(): self._starts},
+            "manylora_deployment_failed_starts": {(): self._failed_starts},
         }
 
     def tenant(self, tenant: TenantId) -> TenantFacts | None:
@@ -286,11 +287,20 @@ class Directory:
         for repository in snapshot.repositories:
             self._keep(repository)
         for deployment in snapshot.deployments:
-            self._deployments.pop((deployment.tenant, deployment.name), None)
-            self._placed[deployment.tenant, deployment.name] = deployment
-            if deployment.state != DELETED:
-                self._deployments[deployment.tenant, deployment.name] = deployment
+            self._keep_placed(deployment)
+        if snapshot.deployment_starts is not None:
+            self._starts, self._failed_starts = snapshot.deployment_starts
         self._revision, self._epoch = snapshot.revision, snapshot.epoch
+
+    def _keep_placed(self, facts: DeploymentFacts) -> None:
+        """Keep the facts of a deployment; those of a deleted one only while it has replicas."""
+        key = (facts.tenant, facts.name)
+        self._deployments.pop(key, None)
+        self._placed.pop(key, None)
+        if facts.state != DELETED:
+            self._deployments[key] = facts
+        if facts.state != DELETED or facts.starting or facts.draining:
+            self._placed[key] = facts
 
     def _forget_ended(self, now_ms: int) -> None:
         """Drop keys that ended long ago, such as sessions of the console, of which each day brings more."""
