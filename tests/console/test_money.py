@@ -92,6 +92,7 @@ def test_the_operator_makes_a_tenant_and_a_price(tmp_path: Path) -> None:
         assert "$0.0002 $0.0002 $1.00" in told, "a cached token costs as any other"
         [stored] = (await house.plane.call("GET", "/admin/prices?base=tiny")).json()["prices"]
         assert (stored["input_nanousd"], stored["output_nanousd"]) == (200, 1_000_000), "as by `manylora prices set`"
+        assert "An hour of a replica of a dedicated deployment: $1.21" in told
 
     in_console(tmp_path, scenario, settings={"control.free_bases": ["tiny"]})
 

@@ -49,7 +49,9 @@ def test_prices_are_listed_and_set(run: Run) -> None:
     rows = [line.split() for line in run("prices", "ls", "--base", "mine").stdout.splitlines()]
     assert [(row[1], row[3], row[5]) for row in rows[1:]] == [("1", "yes", "$0.0001"), ("2", "-", "$0.0006")]
     own = run("prices", "ls", "--own")
-    assert [line.split()[0] for line in own.stdout.splitlines()[1:]] == ["SmolLM2-135M-Instruct"]
+    *lines, hourly = own.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["SmolLM2-135M-Instruct"]
+    assert hourly == "An hour of a replica of a dedicated deployment: $1.21"
     assert "at most six decimals" in run("prices", "set", "mine", "--input", "0.0000001", "--output", "0").stderr
 
 

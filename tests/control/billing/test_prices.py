@@ -41,6 +41,7 @@ def test_customers_see_the_prices_of_the_served_bases_without_a_key(run: Callabl
         reply = await plane.call("GET", "/v1/prices", key=None)
         assert reply.status_code == 200
         now, later = reply.json()["prices"]
+        assert reply.json()["deployment_hourly_nanousd"] == plane.control.config.placement.hourly_nanousd
         assert now == {
             "base": DEFAULT_BASE,
             "version": 2,

@@ -33,7 +33,10 @@ def list_prices(
     if json:
         typer.echo(reply.text)
         return
-    print_table(COLUMNS, [_row(price) for price in reply.json()["prices"]], numbers=NUMBERS)
+    body = reply.json()
+    print_table(COLUMNS, [_row(price) for price in body["prices"]], numbers=NUMBERS)
+    if (hourly := body.get("deployment_hourly_nanousd")) is not None:  # the operator's list has none
+        typer.echo(f"An hour of a replica of a dedicated deployment: {dollars(hourly)}")
 
 
 @prices.command("set")

@@ -115,6 +115,7 @@ async def _prices(page: ConsolePage, *, error: str = "", fields: Mapping[str, st
         "operator_prices.html",
         status=400 if error else 200,
         prices=(await page.api.get("/admin/prices"))["prices"],
+        hourly=(await page.api.get("/v1/prices")).get("deployment_hourly_nanousd"),
         error=error,
         fields=dict.fromkeys(("base", "input", "cached", "output", "hours"), "") | dict(fields or {}),
     )

@@ -95,9 +95,13 @@ class OfferedPrice(BaseModel):
 
 
 class Offer(BaseModel):
-    """Prices of the served base models: for each the price in force, then announced ones."""
+    """Prices of the served base models: for each the price in force, then announced ones.
+
+    `deployment_hourly_nanousd`: of an hour of one replica of a dedicated deployment that is made or changed now.
+    """
 
     prices: list[OfferedPrice]
+    deployment_hourly_nanousd: int
 
 
 class NewPrice(RequestBody):

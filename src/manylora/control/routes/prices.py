@@ -28,7 +28,7 @@ async def offer(control: ControlDep, base: Base = "") -> Offer:
         if base in ("", name):
             priced = [] if name in free else [price for price in versions if price.base == name]
             found += OfferedPrice.all_of(name, priced, price_at(priced, name, now_ms))
-    return Offer(prices=found)
+    return Offer(prices=found, deployment_hourly_nanousd=control.config.placement.hourly_nanousd)
 
 
 @router.get("/admin/prices", tags=["admin"], dependencies=requires(Scope.ADMIN))
