@@ -38,6 +38,7 @@ def test_shares_of_an_alias_are_set_shown_and_rolled_back(tmp_path: Path) -> Non
     in_console(tmp_path, scenario, settings=base_settings(tmp_path))
 
 
+@pytest.mark.long
 def test_hostile_texts_of_a_tenant_are_text_on_every_page(tmp_path: Path) -> None:
     async def scenario(house: ConsoleHouse) -> None:
         browser, plane = house.new_browser(), house.plane

@@ -12,6 +12,7 @@ from tests.control.uploading import base_settings
 QUESTIONS = "\n".join(json.dumps({"prompt": f"{n} + {n} =", "expected": str(2 * n)}) for n in range(3))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("checks_in_process")
 def test_questions_are_attached_put_and_removed(tmp_path: Path) -> None:
     async def scenario(house: ConsoleHouse) -> None:

@@ -109,7 +109,7 @@ def lost_lines(client: httpx2.Client) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith("manylora_log_lines_lost "))
 
 
-@pytest.mark.parametrize("stream", ["closed", *long("broken")])
+@pytest.mark.parametrize("stream", long("closed", "broken"))
 def test_a_control_plane_serves_on_and_leaves(tmp_path: Path, stream: str) -> None:
     port = own_port()
     sets = (f"control.dir={tmp_path}", f"control.edge_token={EDGE_TOKEN}")

@@ -193,6 +193,7 @@ def test_the_package_imports_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.base
 def test_the_lines_in_readme_run(base_dir: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")

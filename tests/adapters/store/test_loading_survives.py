@@ -59,6 +59,7 @@ def bucket(weed: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     proxy.close()
 
 
+@pytest.mark.long
 def test_a_load_that_all_its_waiters_have_left_ends_on_disk(bucket: Proxy, tmp_path: Path) -> None:
     wanted, good = (AdapterRef(SourceName.S3, name) for name in ("wanted", "good"))
     with opened(tmp_path, stores=(f"s3://{BUCKET}",)) as store:

@@ -54,6 +54,7 @@ def converges(served: tuple[asyncio.Runner, Plane], first: Json, second: Json) -
     runner.run(scenario())
 
 
+@pytest.mark.long
 @settings(max_examples=2)
 @given(first=OF_A_SERVER, second=OF_A_SERVER)
 def test_an_edited_export_converges_and_is_a_fixed_point(

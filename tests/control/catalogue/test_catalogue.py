@@ -16,6 +16,7 @@ from tests.control.plane import Plane, in_plane
 from tests.control.rollouts.test_rules import ready_versions
 
 
+@pytest.mark.long
 @settings(max_examples=60)
 @given(CATALOGUES, CATALOGUES)
 def test_what_is_exported_is_what_is_declared(first: Json, second: Json) -> None:
@@ -105,6 +106,7 @@ def test_a_failed_step_is_named_and_the_next_run_does_the_rest(url: URL, tmp_pat
     in_plane(url, tmp_path, scenario)
 
 
+@pytest.mark.long
 def test_a_pruning_deletes_only_within_the_lists_of_the_file(url: URL, tmp_path: Path) -> None:
     async def scenario(plane: Plane) -> None:
         for tenant in ("acme", "globex"):

@@ -95,6 +95,7 @@ def test_what_cannot_be_tightened_is_told(
     assert caplog.messages == [f"files.not_tightened place={file} number=1: they belong to another user"]
 
 
+@pytest.mark.long
 def test_all_that_a_server_writes_is_private(tmp_path: Path) -> None:
     old = tmp_path / "metering" / "0"
     old.mkdir(parents=True)

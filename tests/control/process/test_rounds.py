@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import pytest
 from sqlalchemy import URL, select, update
 
 from manylora.control.deployments.memory import plan_all
@@ -32,6 +33,7 @@ def test_a_replica_that_hangs_delays_no_other(url: URL, tmp_path: Path) -> None:
     at_a_site(url, tmp_path, scenario)
 
 
+@pytest.mark.long
 def test_a_replica_that_fails_soon_after_it_is_ready_pauses_longer_each_time(url: URL, tmp_path: Path) -> None:
     async def scenario(site: Site) -> None:
         await site.deploy(minReplicas=1)

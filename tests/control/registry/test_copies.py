@@ -82,6 +82,7 @@ def test_a_copy_becomes_a_version_once_it_has_been_checked(url: URL, tmp_path: P
     run(url, tmp_path, server, scenario)
 
 
+@pytest.mark.long
 def test_a_copy_that_fails_says_why_and_keeps_its_number(url: URL, tmp_path: Path, server: HttpServer) -> None:
     server.repositories["org/broken"] = Repository()
     server.repositories["org/broken"].push({CONFIG: PLAIN.config, WEIGHTS: PLAIN.weights[:-3]})

@@ -190,6 +190,7 @@ async def act_on_repositories(walk: Walk) -> None:
     await walk.act("DELETE /admin/repos/{tenant}", tenant="acme")
 
 
+@pytest.mark.long
 def test_every_route_that_changes_something_leaves_a_row(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         walk = Walk(plane, await plane.new_tenant("acme"))

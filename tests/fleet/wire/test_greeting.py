@@ -82,14 +82,14 @@ def test_an_edge_refuses_a_host_that_does_not_know_the_secret() -> None:
 def test_another_version_is_refused_by_its_number(side: str) -> None:
     async def newer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if side == "host":
-            write_message(writer, f"manylora-fleet 3 {'0' * 64} and more".encode())
+            write_message(writer, f"manylora-fleet {VERSION + 1} {'0' * 64} and more".encode())
         else:
             await read_message(reader, GREETING_BYTES)
-            write_message(writer, b"manylora-fleet 3 whatever it says")
+            write_message(writer, f"manylora-fleet {VERSION + 1} whatever it says".encode())
             raise GreetingRefused((await read_message(reader, GREETING_BYTES)).decode())
 
     host, edge = asyncio.run(met(newer, edge_with(SECRET)) if side == "host" else met(host_with(SECRET), newer))
-    told = "speaks version 3 of manylora-fleet, and this side version 2"
+    told = f"speaks version {VERSION + 1} of manylora-fleet, and this side version {VERSION}"
     assert told in str(edge)
     assert side == "host" or told in str(host)
 

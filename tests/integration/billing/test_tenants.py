@@ -170,6 +170,7 @@ def test_an_alias_moves_while_traffic_flows(shop: Shop) -> None:
     assert shop.generate(key, "tone/stage").status_code == 404
 
 
+@pytest.mark.long
 def test_every_request_meets_the_old_version_or_the_new_one(shop: Shop) -> None:
     """Four callers at once while an alias is switched to and fro; who has switched it meets the new one at once."""
     key = shop.new_tenant("swap")

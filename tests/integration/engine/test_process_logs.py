@@ -92,6 +92,7 @@ def test_each_process_of_a_server_logs_json_lines(tmp_path: Path) -> None:
     assert '"event"' not in printed.read_text()
 
 
+@pytest.mark.long
 def test_a_control_plane_of_its_own_logs_json_lines(tmp_path: Path) -> None:
     sets = ("--set", f"control.dir={tmp_path / 'kept'}", "--set", f"control.edge_token={EDGE_TOKEN}")
     with running(tmp_path, "control", "--port", "0", *sets) as (client, printed, logged):

@@ -103,6 +103,7 @@ def test_what_one_server_is_told_the_other_knows(site: Site) -> None:
     wait_for(lambda: site.generate(0, key).status_code == 403)
 
 
+@pytest.mark.long
 def test_two_servers_spend_one_credit_and_no_more(site: Site) -> None:
     key, replies = site.new_tenant("beta", credit_nanousd=CREDIT), []
     wait_for(lambda: all(site.generate(server, key).status_code != 401 for server in (0, 1)))

@@ -109,6 +109,7 @@ def test_what_runs_longer_than_the_drain_is_ended_with_an_event(tmp_path: Path) 
         assert process.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.long
 def test_the_engine_process_does_not_outlive_a_killed_server(tmp_path: Path) -> None:
     with forked_server(tmp_path) as (process, _):
         (worker,) = psutil.Process(process.pid).children()

@@ -90,6 +90,7 @@ def test_a_response_whose_end_may_not_fit_is_refused_before_it_runs(tmp_path: Pa
     in_house(tmp_path, scenario, storage={"tenant_response_bytes": 4000})
 
 
+@pytest.mark.long
 def test_responses_under_way_hold_room_for_their_ends(tmp_path: Path) -> None:
     async def scenario(house: BatchHouse) -> None:
         body = {"input": "WAIT", "background": True, "max_output_tokens": 50}

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from manylora.cli.remote.client import DEFAULT_URL, JsonOption, KeyOption, RemoteServer, UrlOption
-from manylora.cli.remote.output import dollars, fail, nanousd_of, print_table, shown
+from manylora.cli.remote.output import dollars, fail, nanousd_of, print_table, say, shown
 
 ROOT, OWN = "/admin/prices", "/v1/prices"
 PER_TOKENS = 1000
@@ -36,7 +36,7 @@ def list_prices(
     body = reply.json()
     print_table(COLUMNS, [_row(price) for price in body["prices"]], numbers=NUMBERS)
     if (hourly := body.get("deployment_hourly_nanousd")) is not None:  # the operator's list has none
-        typer.echo(f"An hour of a replica of a dedicated deployment: {dollars(hourly)}")
+        say(f"An hour of a replica of a dedicated deployment: {dollars(hourly)}")
 
 
 @prices.command("set")
