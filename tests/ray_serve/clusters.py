@@ -47,11 +47,16 @@ def make_files(folder: Path) -> TinyBase:
 
     base = make_base(folder / "base", vocab_size=340, num_hidden_layers=2, max_position_embeddings=WINDOW)
     save_byte_level(base.directory)
-    for number, name in enumerate(ADAPTERS):
-        config = LoraConfig(r=4, lora_alpha=8, target_modules=ALL, task_type="CAUSAL_LM")
-        make_adapter(base, folder / "adapters" / name, config, seed=number)
+    save_adapters(base, folder, ADAPTERS)
     make_cache(folder / "cache")
     return base
+
+
+def save_adapters(base: TinyBase, folder: Path, names: Sequence[str], *, seed: int = 0) -> None:
+    """Save an adapter of each name below `folder`, the first one of that seed and each with other weights."""
+    for number, name in enumerate(names, seed):
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=ALL, task_type="CAUSAL_LM")
+        make_adapter(base, folder / "adapters" / name, config, seed=number)
 
 
 def flags(folder: Path, own: Path, **changes: object) -> list[str]:
