@@ -43,14 +43,14 @@ class Handle:
         return SIGNALS
 
 
-@pytest.mark.parametrize("kind", ["RayActorError", "RayServeException", "TimeoutError"])
+@pytest.mark.parametrize("kind", ["RayActorError", "RayServeException", "TimeoutError", "KeyError"])
 def test_errors_of_the_controller_change_no_list(kind: str) -> None:
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import RayServeException
 
     from manylora.ray_serve.edge.following import follow
 
-    failures = [RayActorError(), RayServeException("no controller"), TimeoutError()]
+    failures = [RayActorError(), RayServeException("no controller"), TimeoutError(), KeyError("odd")]
     (failure,) = [each for each in failures if type(each).__name__ == kind]
 
     async def main() -> None:

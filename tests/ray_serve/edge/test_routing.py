@@ -61,6 +61,17 @@ def test_calls_between_two_signals_count_and_an_ended_call_does_not() -> None:
     assert found.order(text("a"), NAMES)[0] == first
 
 
+def test_a_repeated_signal_settles_no_call() -> None:
+    signals = {name: signal() for name in NAMES}
+    found = routing(**signals)
+    first = found.order(text("a"), NAMES)[0]
+    found.routed("call", first, text("a", tokens=1e6))
+    found.observe({name: (signal(epoch=3) if name != first else each).values() for name, each in signals.items()})
+    assert found.order(text("a"), NAMES)[0] != first
+    found.observe({name: signal(epoch=3).values() for name in NAMES})
+    assert found.order(text("a"), NAMES)[0] == first
+
+
 def test_a_replica_that_drains_or_is_new_is_tried_last_and_one_that_left_is_forgotten() -> None:
     home = routing().order(text("a"), NAMES)[0]
     found = routing(**{name: signal(is_draining=name == home) for name in NAMES})

@@ -27,6 +27,8 @@ async def follow(handle: DeploymentHandle, replicas: ListedReplicas, every_s: fl
             log.warning("fleet.no_signals within_s=%g", ANSWER_WAIT_S)
         except CARRIER_ERRORS as error:
             log.warning("fleet.no_signals error=%s", error)
+        except Exception:  # no code awaits this task, and the edge finds no engine without it
+            log.exception("fleet.signals_failed")
         else:
             replicas.set(each["endpoint"] for each in signals if isinstance(each, dict) and not each["draining"])
         await asyncio.sleep(every_s)

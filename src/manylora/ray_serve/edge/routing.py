@@ -29,18 +29,23 @@ class CallRouting:
         self._edges = edges
         self._adapter_bytes = 0
         self._sent: dict[str, tuple[ReplicaId, int]] = {}
+        self._epochs: dict[ReplicaId, int] = {}  # of each replica's last signal
 
     def observe(self, signals: Mapping[ReplicaId, Mapping[str, Any]]) -> None:
         """Take the signals of all replicas of now; those that are missing have left."""
         steering = self._steering
         for gone in [replica for replica in steering.view.slots if replica not in signals]:
             steering.forget(gone)
+            self._epochs.pop(gone, None)
         sizes = [int(values.get("adapter_bytes", 0)) for values in signals.values()]
         known = [size for size in sizes if size > 0]
         self._adapter_bytes = sum(known) // len(known) if known else 0
         for replica, values in signals.items():
-            steering.take(heartbeat_of(replica, values))
-            self._settle_counted(replica)
+            beat = heartbeat_of(replica, values)
+            if beat.epoch > self._epochs.get(replica, -1):  # Serve repeats signals that have not changed
+                self._settle_counted(replica)
+            self._epochs[replica] = beat.epoch
+            steering.take(beat)
         steering.tend()  # a new place gets its adapter with its first request
 
     def order(self, text: str, candidates: Iterable[ReplicaId]) -> list[ReplicaId]:
