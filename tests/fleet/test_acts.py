@@ -10,7 +10,7 @@ import pytest
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState
 from manylora.config.settings import load_config, parse_setting
-from manylora.errors import AdapterCapacity, AdapterInUse, AdapterNotFound
+from manylora.errors import AdapterCapacity, AdapterInUse, AdapterNotFound, Unavailable
 from manylora.fleet.edge.merged import merged_infos
 from manylora.fleet.edge.questions import FleetQuestions
 from manylora.fleet.edge.replicas import ListedReplicas
@@ -62,6 +62,23 @@ def test_an_engine_that_was_away_gets_what_it_missed_and_nothing_twice(tmp_path:
         await edge.manage(AdapterAction.PIN, AdapterRef(SourceName.LOCAL, "other"))
         assert asked(house) == [[AdapterAction.DELETE]] * 2
         assert len(second.engine.adapters.asked) == 2
+
+    run(tmp_path, 2, scenario)
+
+
+def test_an_act_that_was_refused_without_an_engine_reaches_none_later(tmp_path: Path) -> None:
+    async def scenario(house: FleetHouse) -> None:
+        first, _ = house.hosts
+        listed = ListedReplicas([first.host.address])
+        edge = await house.edge(listed)
+        listed.set([])
+        await until(lambda: not house.transports[edge]._replicas)
+        with pytest.raises(Unavailable):
+            await edge.manage(AdapterAction.DELETE, TONE)
+        listed.set(house.addresses)
+        await until(lambda: [each.is_open for each in house.transports[edge]._replicas.values()] == [True, True])
+        await edge.manage(AdapterAction.PIN, TONE)
+        await until(lambda: asked(house) == [[AdapterAction.PIN]] * 2)
 
     run(tmp_path, 2, scenario)
 

@@ -77,15 +77,15 @@ class FleetQuestions:
         self._numbers = 0
 
     def ask_all(self, operation: ManageAdapter | GetAdapters) -> None:
-        """Ask all replicas that are there. Raises `Unavailable` without any."""
+        """Ask all replicas that are there. Raises `Unavailable` without any, and keeps the act for none then."""
         open_replicas = [replica for replica in self._replicas.values() if replica.host]
+        if not open_replicas:
+            raise Unavailable(NONE_OPEN)
         if isinstance(operation, ManageAdapter) and operation.action in KEPT_ACTIONS:
             self._refs[str(operation.ref)] = operation.ref
             order = self._book.issue(operation.action, str(operation.ref))
             for replica in open_replicas:
                 self._orders[replica.address, operation.number] = order
-        if not open_replicas:
-            raise Unavailable(NONE_OPEN)
         self._asked[operation.number] = _Broadcast(operation, {replica.address for replica in open_replicas})
         for replica in open_replicas:
             replica.send_surely(operation)
