@@ -34,12 +34,25 @@ def export_usage(
         if body["begin_ms"] >= body["end_ms"]:
             break
         if body["events"]:
-            name = f"usage-{sink}-{body['begin_ms']}-{body['end_ms']}.{ENDINGS[form]}"
-            num_events += _write(out / name, form, _pages(server, path, form, body))
+            begun = f"usage-{sink}-{body['begin_ms']}-"
+            file = out / f"{begun}{body['end_ms']}.{ENDINGS[form]}"
+            num_events += _write(file, form, _pages(server, path, form, body))
         bounds = {name: body[name] for name in ("begin_ms", "end_ms", "pages") if name in body}
         if not server.ask("POST", path, expects="is_new", body=bounds).json()["is_new"]:
-            break  # another export of this sink was faster
+            taken_ms = server.ask("GET", path, expects="events", query={"form": form}).json()["begin_ms"]
+            if body["events"] and taken_ms != body["end_ms"]:
+                file.unlink(missing_ok=True)  # a faster export took fewer hours, and the next one takes the others
+            break
+        if body["events"]:
+            _remove_others(out, begun, file)
     say(f"done: {num_events} sums")
+
+
+def _remove_others(out: Path, begun: str, file: Path) -> None:
+    """Remove files of runs that ended before their acknowledgement: the acknowledged file has their sums, too."""
+    for other in out.iterdir():
+        if other.name.startswith(begun) and other.name != file.name and other.suffix == file.suffix:
+            other.unlink(missing_ok=True)
 
 
 def _pages(server: RemoteServer, path: str, form: str, first: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
