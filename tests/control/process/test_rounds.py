@@ -11,9 +11,31 @@ from manylora.control.deployments.replicas import Sight
 from manylora.control.process.janitor import Janitor
 from manylora.control.process.looks import Looks
 from manylora.control.process.placing import KILL_S, STOP_S
+from manylora.control.process.tending import Glance
 from manylora.control.storage.placement_tables import deployment_loads
 from manylora.control.storage.tables import deployments
 from tests.control.process.placing_site import Site, at_a_site
+
+
+def test_a_fault_at_one_deployment_leaves_the_others_tended_and_billed(url: URL, tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        await site.deploy(tenant="beta", minReplicas=1)
+        await site.deploy(minReplicas=1)
+        tend = site.placing._tending.tend
+
+        async def faulty(glance: Glance, now_ms: int) -> int:
+            if glance.row["tenant"] == "beta":
+                raise OSError("odd")
+            return await tend(glance, now_ms)
+
+        site.placing._tending.tend = faulty  # type: ignore[method-assign]
+        await site.rounds(1)
+        assert len(site.placer.orders) == 1
+        site.placer.all_are(Sight.WELL)
+        await site.rounds(1)
+        assert "ready" in await site.states()
+
+    at_a_site(url, tmp_path, scenario)
 
 
 def test_a_replica_that_hangs_delays_no_other(url: URL, tmp_path: Path) -> None:

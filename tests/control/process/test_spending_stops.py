@@ -72,6 +72,21 @@ def test_a_key_without_manage_makes_no_deployment_and_the_last_changer_pays(url:
     at_a_site(url, tmp_path, scenario)
 
 
+def test_a_change_of_no_setting_changes_no_payer(url: URL, tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        await site.deploy(minReplicas=1)
+        asked = {"name": "two", "scopes": ["manage"]}
+        two = (await site.plane.call("POST", "/v1/account/keys", asked, key=site.key)).json()["key"]
+        for change in ({"description": "words"}, {"config": {"minReplicas": 1}}):
+            changed = await site.plane.call("PUT", "/v2/deployments/mine", change, key=two)
+            assert changed.status_code == 200, changed.text
+        async with site.plane.control.database.read() as connection:
+            payers = (await connection.execute(select(deployment_payers.c.key))).scalars().all()
+        assert payers == [site.key.split("_")[1]]
+
+    at_a_site(url, tmp_path, scenario)
+
+
 def test_a_second_goes_to_the_key_that_paid_as_it_began(url: URL, tmp_path: Path) -> None:
     async def scenario(site: Site) -> None:
         await site.deploy(minReplicas=1)

@@ -284,7 +284,7 @@ async def change_deployment(
     else:  # another control plane may place it, by the memory that it has planned
         del columns["replica_bytes"]
     values = {**columns, "updated_ms": now_ms, "failures": 0, "retry_ms": 0}  # a change may be the remedy
-    if given:
+    if whole != old.config:
         values["key"] = key
         await set_payer(connection, old.number, key, now_ms)
     if description is not None:

@@ -24,7 +24,7 @@ from manylora.control.deployments.stops import SpendingStops
 from manylora.control.process.looks import Looks
 from manylora.control.process.tending import Glance, Rows, Tending
 from manylora.control.storage.tables import deployments, placements, tenants
-from manylora.errors import InvalidParameter, ManyloraError
+from manylora.errors import ControlUnavailable, InvalidParameter, ManyloraError
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,10 @@ class Placing:
                 free_bytes -= await self._tending.tend(glance, self._control.now_ms())
             except InvalidParameter as error:  # a row of an earlier version: the others are tended and billed
                 await self._leave(row, error)
+            except ControlUnavailable:  # the database is away, for all of them
+                raise
+            except Exception:  # others are tended and billed, whatever one of them meets
+                log.exception("placing.row_failed deployment=%s/%s", row["tenant"], row["name"])
         now_ms = self._control.now_ms()
         if now_ms - self._billed_ms >= 1000 * self._control.config.placement.bill_s:
             await self._sweep()
