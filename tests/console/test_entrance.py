@@ -178,6 +178,21 @@ def test_tries_are_counted_and_right_ones_are_not(tmp_path: Path) -> None:
     in_console(tmp_path, scenario)
 
 
+def test_a_new_tenant_whose_sign_in_is_refused_sees_its_key_all_the_same(tmp_path: Path) -> None:
+    async def scenario(house: ConsoleHouse) -> None:
+        for number in range(20):
+            assert (await house.new_browser().sign_in(f"nobody-{number}", OTHER)).status_code == 401
+        browser = house.new_browser()
+        welcome = await browser.sign_up("acme")
+        assert "pb_" in welcome.text
+        assert "Signing in was refused" in text_of(welcome.text)
+        assert (await browser.get("/console")).status_code == 303
+        house.plane.clock.advance(901)
+        assert (await browser.sign_in("acme")).status_code == 303
+
+    in_console(tmp_path, scenario)
+
+
 @pytest.mark.parametrize("stolen", ["", "0" * 64, "of another visitor"])
 def test_a_form_without_the_visitor_s_own_token_changes_nothing(tmp_path: Path, stolen: str) -> None:
     async def scenario(house: ConsoleHouse) -> None:

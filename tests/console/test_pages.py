@@ -88,6 +88,8 @@ def test_the_operator_s_pages_are_the_operator_s_alone(tmp_path: Path) -> None:
         assert "a limit is a whole number" in text_of(wrong.text)
         code = (await operator.post(f"{page}/login-code", {}, page=page)).text
         assert "One-time code for acme" in code
+        unknown = await operator.post(f"{page}/delete-all", {}, page=page)
+        assert "a tenant has no act" in text_of(unknown.text)
         await operator.post(f"{page}/suspend", {}, page=page)
         assert "suspended" in (await operator.get(page)).text
         assert (await browser.get("/console")).status_code == 303

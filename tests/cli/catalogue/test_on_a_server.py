@@ -55,6 +55,8 @@ def test_shares_and_a_catalogue_from_the_command_line(server: tuple[str, str, st
     assert "version" in run("rollout", "results", "rolled", "prod")
     (tmp_path / "q.jsonl").write_text('{"prompt": "x", "expected": "y"}\n')
     assert "1 questions" in run("rollout", "questions", "rolled", str(tmp_path / "q.jsonl"), "--guard", "prod")
+    assert "--guard needs FILE" in run("rollout", "questions", "rolled", "--guard", "prod", code=1)
+    assert "takes no FILE" in run("rollout", "questions", "rolled", "--guard", "prod", "--remove", code=1)
     assert "guarded" in run("rollout", "set", "rolled", "prod", "1=100", code=1)
     assert "--tenant" in run("rollout", "promote", "rolled", "prod", "1", "--force", code=1)
     tenant = json.loads(run("repos", "show", "rolled", "--json"))["owner"]

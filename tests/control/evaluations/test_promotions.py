@@ -162,6 +162,9 @@ def test_a_run_that_fails_says_why_and_promotes_nothing(url: URL, tmp_path: Path
         ended = await shown(plane, key, begun)
         assert (ended["state"], ended["report"], await prod(plane, key)) == ("failed", None, None)
         assert "1 of 2 lines" in ended["reason"]
+        await plane.call("POST", "/v2/repos", {"name": "other"}, key=key)
+        elsewhere = await plane.call("GET", f"/v2/repos/other/promotions/{begun['id']}", key=key)
+        assert (elsewhere.status_code, "other" in elsewhere.text) == (404, True), elsewhere.text
         gone = await promote(plane, key, 1)
         await answer(plane, {"1": ["1", "2"]})
         await plane.call("DELETE", f"{REPO}/version/1", key=key)

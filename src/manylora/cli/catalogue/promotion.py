@@ -37,6 +37,10 @@ def questions(
 ) -> None:
     """Attach questions to a repository; without FILE show what it has."""
     server, path = RemoteServer(url=url, key=key), f"/v2/repos{path_of(repo, 'evaluation')}"
+    if remove and (file or guard):
+        fail("--remove takes no FILE and no --guard: it removes the questions with their guards")
+    if guard and file is None:
+        fail("--guard needs FILE: guards are set together with the questions")
     if remove:
         server.ask("DELETE", path, expects="metric")
         typer.echo(json_library.dumps({"deleted": repo})) if json else say(f"done: {repo} has no questions")

@@ -66,8 +66,10 @@ async def sign_up(page: AnyPage) -> Response:
     except Refused as refusal:
         return _entrance(page, "sign_up.html", fields, refusal)
     login = {"tenant": fields["tenant"], "password": form.raw("password")}
-    session = await page.api.send("POST", SESSIONS, login)
-    page.begin_session(session)
+    try:
+        page.begin_session(await page.api.send("POST", SESSIONS, login))
+    except Refused as refusal:  # the tenant is made, and its key is shown at no other time
+        return page.render("welcome.html", made=made["key"], account=None, refusal=refusal)
     return page.render("welcome.html", made=made["key"], account=await page.api.get("/v1/account"))
 
 

@@ -67,6 +67,8 @@ async def change(page: OperatorPage, invoice: str, act: str) -> Response:
             case "credit-note":
                 made = await page.api.send("POST", f"{path}/credit-notes", _credit(form))
                 return page.go_to(OPERATOR + in_path(made["id"]))
+            case _:
+                raise ValueError(f"an invoice has no act {act[:40]!r}")
     except (Refused, ValueError) as error:
         return await _document(page, ALL, invoice, error=str(error))
     return page.go_to(OPERATOR + in_path(invoice))

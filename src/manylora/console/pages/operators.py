@@ -84,6 +84,8 @@ async def change(page: OperatorPage, tenant: str, act: str) -> Response:
                 await page.api.send("PUT", f"{path}/limits", {**old, **new})
             case "login-code":
                 code = await page.api.send("POST", f"{path}/login-code")
+            case _:
+                raise ValueError(f"a tenant has no act {act[:40]!r}")
     except (Refused, ValueError) as error:
         return await _tenant(page, tenant, error=str(error))
     if code is not None:

@@ -35,6 +35,7 @@ from manylora.control.routes.dependencies import (
     requires,
 )
 from manylora.control.tenants.audit import record
+from manylora.errors import ResourceNotFound
 from manylora.http.callers import Caller
 from manylora.http.scopes import LISTING
 from manylora.tenancy import Scope
@@ -130,8 +131,16 @@ async def list_all(
 @routes.get(
     "/v2/repos/{repo}/promotions/{promotion}", summary="Show a promotion's report", dependencies=requires(*LISTING)
 )
-async def show_promotion(store: StoreDep, caller: CallerDep, actor: ActorDep, repo: str, promotion: str) -> Json:
-    return promotion_json(await get_promotion(store, actor, caller.tenant, promotion))
+async def show_promotion(
+    control: ControlDep, store: StoreDep, caller: CallerDep, actor: ActorDep, repo: str, promotion: str
+) -> Json:
+    async with control.database.read() as connection:
+        repository = await find_repository(connection, caller.tenant, repo)
+    _require_own(repository, caller)
+    found = await get_promotion(store, actor, caller.tenant, promotion)
+    if found.repo != repository.name:
+        raise ResourceNotFound(f"no promotion `{promotion[:80]}` of the repository {repository.name}")
+    return promotion_json(found)
 
 
 @operators.post("/{tenant}/{repo}/aliases/{alias}/promote")
