@@ -27,7 +27,7 @@ from tests.models.test_spec import LLAMA
 
 require_triton()
 from manylora.kernels.cuda.jit.backend import TritonKernels  # noqa: E402 - after the check
-from manylora.kernels.cuda.jit.chunks import LoraChunks  # noqa: E402
+from manylora.kernels.cuda.jit.chunks import LoraChunks, StagedLora  # noqa: E402
 from manylora.kernels.cuda.jit.static_inputs import StaticInputs  # noqa: E402
 from tests.kernels.cuda.recorder import RecordedGraphs  # noqa: E402 - it imports Triton
 from tests.kernels.cuda.test_packed_weights import weight as weight_in_four_bits  # noqa: E402 - as above
@@ -208,6 +208,37 @@ def test_the_inputs_of_a_captured_step_keep_the_dtype_of_an_image_and_not_its_me
     assert isinstance(native, LoraChunks)
     assert native.image.dtype is torch.bfloat16
     assert not native.image.untyped_storage().nbytes()
+
+
+class CopyUnderWay:
+    """An event of a copy that ends when it is waited for: until then its source must stay as it was."""
+
+    def __init__(self, source: Tensor) -> None:
+        self.source, self.sent = source, torch.empty(0, dtype=torch.uint8)
+        self.is_under_way = False
+
+    def record(self) -> None:
+        assert not self.is_under_way, "the source was written before the copy before had ended"
+        self.is_under_way, self.sent = True, self.source.clone()
+
+    def synchronize(self) -> None:
+        assert not self.is_under_way or torch.equal(self.source, self.sent)
+        self.is_under_way = False
+
+
+def test_no_number_is_written_while_a_copy_of_the_step_before_is_under_way(decoding: Decoding) -> None:
+    inputs = StaticInputs(LIMITS, HOST)
+    buffers = [inputs._rows, inputs._blocks, inputs._lora]
+    for buffer in buffers:
+        buffer._sent = CopyUnderWay(buffer._host)  # type: ignore[assignment]
+    loads: list[Spans] = [((0, 1, 0),), ((0, 2, 1),), (), ((1, 2, 3),)]
+    for number, spans in enumerate(loads):
+        step = decoding.step(4 - number, spans, seed=number, shift=number)
+        native = step.lora.native
+        inputs.fill(step, native.host if isinstance(native, StagedLora) else None, 4)
+    inputs.clear()
+    inputs.clear()
+    assert all(buffer._sent.sent.numel() for buffer in buffers), "each was sent"  # type: ignore[union-attr]
 
 
 @pytest.mark.long

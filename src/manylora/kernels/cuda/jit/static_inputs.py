@@ -24,8 +24,8 @@ _Array = NDArray[Any]
 class TwinBuffer:
     """Tensors that lie in one buffer of the host and in one of the device, so that one copy sends all of them.
 
-    The host's buffer is pinned for a card. The copy is under way when `send` returns: the step that reads it ends
-    before the buffer is written again.
+    The host's buffer is pinned for a card. The copy is under way when `send` returns; `wait` comes before each write to
+    the host's buffer. A step that ends in draws has ended its copies, but one that raised after `send` has not.
 
     Args:  parts  dtype and shape of each tensor by name
     """
@@ -37,6 +37,7 @@ class TwinBuffer:
             num_bytes += -(-dtype.itemsize * math.prod(shape) // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
         self._host = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
         self._placed = torch.zeros(num_bytes, dtype=torch.uint8, device=device)
+        self._sent = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
         def view(buffer: Tensor, name: str) -> Tensor:
             dtype, shape = parts[name]
@@ -53,6 +54,13 @@ class TwinBuffer:
     def send(self) -> None:
         """Copy the host's buffer to the device."""
         self._placed.copy_(self._host, non_blocking=True)
+        if self._sent is not None:
+            self._sent.record()
+
+    def wait(self) -> None:
+        """Wait for the end of the last copy, after which the host's buffer may be written."""
+        if self._sent is not None:
+            self._sent.synchronize()
 
 
 class StaticInputs:
@@ -121,6 +129,7 @@ class StaticInputs:
         """Make all rows those of no sequence and no adapter."""
         self._end_rows(0, len(self._order))
         for buffer in (self._blocks, self._lora):
+            buffer.wait()
             for own in buffer.host.values():
                 own[:] = 0
             buffer.send()
@@ -148,6 +157,7 @@ class StaticInputs:
         count = len(ids)
         if ids.min() < 0 or ids.max() >= self._limits.vocab:
             raise IndexError(f"a token id is outside the table of {self._limits.vocab} rows")
+        self._rows.wait()
         numbers["token_ids"][:count], numbers["positions"][:count] = ids, attention.positions.numpy()
         numbers["slots"][:count] = attention.slots.numpy()
         self._end_rows(count, rows)
@@ -159,6 +169,7 @@ class StaticInputs:
     def _end_rows(self, count: int, rows: int) -> None:
         """Make the rows from `count` up to `rows` those of no sequence, and copy all rows."""
         numbers = self._rows.host
+        self._rows.wait()
         numbers["token_ids"][count:rows] = numbers["positions"][count:rows] = 0
         numbers["slots"][count:rows] = -1
         tiles = numbers["tiles"][:rows]
@@ -170,10 +181,12 @@ class StaticInputs:
         own, (count, width) = self._blocks.host["tables"], tables.shape
         width = min(width, own.shape[1])
         if not np.array_equal(own[:count, :width], tables[:, :width]) or own[count:rows, 0].any():
+            self._blocks.wait()
             own[:count, :width], own[count:, 0] = tables[:, :width], 0
             self._blocks.send()
 
     def _fill_lora(self, chunks: LoraChunks) -> None:
+        self._lora.wait()
         for name in CHUNK_TENSORS:
             own, given = self._lora.host[name], getattr(chunks, name).numpy()
             own[: len(given)] = given
