@@ -4,7 +4,6 @@ import asyncio
 import logging
 import secrets
 from dataclasses import dataclass
-from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
@@ -12,10 +11,10 @@ from manylora.clock import SystemClock
 from manylora.config.folders import storage_dir
 from manylora.config.settings import Config
 from manylora.console.application import create_console
-from manylora.errors import Unavailable
 from manylora.fleet.edge.replicas import ListedReplicas
 from manylora.fleet.edge.transport import FleetTransport
 from manylora.ray_serve.edge.announcing import log_announce
+from manylora.ray_serve.edge.asgi import IngressApp
 from manylora.ray_serve.edge.following import follow
 from manylora.ray_serve.edge.handle_transport import HandleTransport
 from manylora.ray_serve.edge.serve_handles import ServeCalls
@@ -23,7 +22,6 @@ from manylora.server.app.control_session import ControlSession
 from manylora.server.app.run import EdgeClient, close_clients, start_application
 from manylora.server.app.starting import StartingApp
 from manylora.server.engine_client.transport import Transport
-from manylora.server.http.context import Receive, Scope, Send
 from manylora.server.storage.storage import open_storage, plane_mark
 from manylora.system.log_lines import configure_logs
 from manylora.system.private_files import keep_private
@@ -77,7 +75,7 @@ class Edge:
         wake = None if base.ray.least_engines else calls.ready  # a call without a replica makes Serve start one
         return FleetTransport(base, replicas, on_progress=log.info, wake=wake)
 
-    def __serve_build_asgi_app__(self) -> "IngressApp":
+    def __serve_build_asgi_app__(self) -> IngressApp:
         """Return the application; Serve calls this method after the start."""
         return IngressApp(self._front)
 
@@ -94,35 +92,3 @@ class Edge:
         self._app.close()
         self._storage.close()
         await self._membership.leave()
-
-
-class IngressApp:
-    """An ASGI application that answers the scopes of Serve that the edge's own HTTP server never opens."""
-
-    def __init__(self, front: StartingApp) -> None:
-        self._front = front
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
-            case "http":
-                await self._front(scope, receive, _without_id(send))
-            case "lifespan":
-                for moment in ("startup", "shutdown"):
-                    await receive()
-                    await send({"type": f"lifespan.{moment}.complete"})
-            case "websocket":
-                await send({"type": "websocket.close", "code": 1003})
-            case other:
-                raise Unavailable(f"no application for the scope {other}")
-
-
-def _without_id(send: Send) -> Send:
-    """Return a sender that leaves out the id of the request: Serve's proxy passes it on, and writes it itself."""
-
-    async def sending(message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            kept = [header for header in message["headers"] if header[0].lower() != b"x-request-id"]
-            message = {**message, "headers": kept}
-        await send(message)
-
-    return sending
