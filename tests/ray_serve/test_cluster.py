@@ -169,6 +169,21 @@ def test_streams_and_new_requests_go_on_while_a_process_of_the_head_is_away(
     assert {count for name, count in Counter(fleet.ledger()).items() if name in own} == {1}
 
 
+def test_the_end_of_serves_proxy_ends_its_requests_as_a_fault_and_a_new_one_serves(fleet: Fleet) -> None:
+    """Their callers have not left, and so pay as for any fault."""
+    streams = [fleet.stream(name, 3000) for name in ADAPTERS[:2]]
+    (proxy,) = fleet.of_ray("ray::ProxyActor")
+    proxy.kill()
+    for stream in streams:
+        stream.reading.result()
+    assert [stream.ends for stream in streams] == [[], []]
+    wait_for(fleet.is_ready, LONG_S)
+    assert all(fleet.text(name) for name in ADAPTERS)
+    own = {stream.request_id for stream in streams}
+    wait_for(lambda: own <= {*fleet.ledger()}, LONG_S)
+    assert Counter(row["finish_reason"] for row in fleet.rows() if row["request_id"] in own) == {"shutdown": 2}
+
+
 @pytest.mark.parametrize("mode", ["handle", "direct"])
 def test_a_fleet_grows_with_its_backlog_and_shrinks_to_none_and_the_next_request_starts_one(
     folder: Path, mode: str

@@ -16,6 +16,10 @@ from tests.support.waiting import PATIENCE_S
 BODY = {"type": "http.request", "body": b"{}", "more_body": False}
 
 
+class Left(Exception):
+    """The stand-in for Ray's `TaskCancelledError`."""
+
+
 class Route:
     """A route that reads the body and then works without end; it notes the states and the messages that it sees."""
 
@@ -54,7 +58,7 @@ def call_of(route: Route, method: str, *messages: dict[str, Any] | Exception) ->
         return message
 
     scope = {"type": "http", "method": method, "path": "/v1/completions", "headers": []}
-    return asyncio.create_task(IngressApp(front)(scope, receive, forget))
+    return asyncio.create_task(IngressApp(front, left=Left)(scope, receive, forget))
 
 
 async def forget(message: dict[str, Any]) -> None:
@@ -62,7 +66,7 @@ async def forget(message: dict[str, Any]) -> None:
 
 
 async def cancel(call: "asyncio.Task[None]", route: Route) -> None:
-    """Cancel a call twice, as Serve does, and wait until its work has settled."""
+    """Cancel a call twice, and wait until its work has settled: the second one cuts no work short."""
     call.cancel()
     await asyncio.sleep(0)
     call.cancel()
@@ -97,12 +101,32 @@ def test_a_call_that_serve_cancels_amid_the_body_receives_the_connections_end() 
     assert asyncio.run(run()) == ["http.disconnect"]
 
 
-@pytest.mark.parametrize("last", [{"type": "http.disconnect"}, RuntimeError("the call was cancelled")])
-def test_serves_own_message_and_its_failure_to_bring_one_end_the_connection(last: dict[str, Any] | Exception) -> None:
+def test_a_cancelled_call_lasts_until_its_work_has_settled() -> None:
+    """A drain waits for calls alone."""
+
+    async def run() -> bool:
+        route = Route()
+        call = call_of(route, "POST", BODY)
+        await route.works.wait()
+        call.cancel()
+        await asyncio.wait([call])
+        return route.has_settled.is_set()
+
+    assert asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("last", "has_left"), [({"type": "http.disconnect"}, True), (Left(), True), (RuntimeError("the proxy died"), False)]
+)
+def test_the_callers_leave_ends_a_request_as_such_and_a_fault_of_serve_as_a_fault(
+    last: dict[str, Any] | Exception, has_left: bool
+) -> None:
+    """A caller pays for an end that it causes, and for no other."""
+
     async def run() -> list[bool]:
         route = Route()
         await asyncio.gather(call_of(route, "POST", BODY, last), return_exceptions=True)
         assert route.has_settled.is_set()
         return [state.has_left for state in route.states]
 
-    assert asyncio.run(run()) == [True]
+    assert asyncio.run(run()) == [has_left]

@@ -1,7 +1,6 @@
 """The ASGI application that an edge hands to Ray Serve."""
 
 import asyncio
-import logging
 from typing import Any
 
 from manylora.errors import Unavailable
@@ -9,20 +8,19 @@ from manylora.server.app.middleware.disconnect import WITH_BODY
 from manylora.server.app.starting import StartingApp
 from manylora.server.http.context import Receive, Scope, Send
 
-log = logging.getLogger(__name__)
-
 
 class IngressApp:
     """An ASGI application that answers the scopes of Serve that the edge's own HTTP server never opens.
 
-    Serve cancels the call of a caller that leaves, often before the call has received `http.disconnect`, and mostly
-    more than once. The application receives that message all the same, and ends the request by itself: without it,
-    the usage would name the edge's end as the reason. A drain waits for the calls under way, so that an edge's own
-    end cancels none.
+    Serve cancels the call of a caller that leaves, often before the call has received `http.disconnect`. The
+    application receives that message all the same, and ends the request by itself: without it, the usage would name
+    the edge's end as the reason. A drain waits for the calls under way, so that an edge's own end cancels none.
     """
 
-    def __init__(self, front: StartingApp) -> None:
+    def __init__(self, front: StartingApp, *, left: type[Exception]) -> None:
+        """`left` is the error of Serve's `receive` for a caller that has left. Other errors are faults."""
         self._front = front
+        self._left = left
         self._works: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,8 +37,8 @@ class IngressApp:
                 raise Unavailable(f"no application for the scope {other}")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        messages = _ServeMessages(receive)
-        work = asyncio.create_task(self._work(scope, messages.receive, send))
+        messages = _ServeMessages(receive, self._left)
+        work = asyncio.create_task(self._front(scope, messages.receive, send))
         self._works.add(work)
         work.add_done_callback(self._works.discard)
         try:
@@ -50,38 +48,33 @@ class IngressApp:
                 messages.end()
             else:
                 work.cancel()  # the application watches no connection of a request without a body
+            await asyncio.wait([work])  # a further cancellation ends this wait alone
             raise
-
-    async def _work(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._front(scope, receive, send)
 
 
 class _ServeMessages:
     """The messages of a connection, the last of which may be an end that is made here."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, left: type[Exception]) -> None:
         self._receive = receive
-        self._has_ended = asyncio.Event()
+        self._left = left
+        self._end = asyncio.get_running_loop().create_future()
 
     def end(self) -> None:
-        self._has_ended.set()
+        if not self._end.done():
+            self._end.set_result(None)
 
     async def receive(self) -> Scope:
-        """Return Serve's next message, or `http.disconnect` once the connection has ended.
-
-        Serve's own function raises errors of Ray, such as `TaskCancelledError`, once the proxy has left the request.
-        """
+        """Return Serve's next message, or `http.disconnect` once the connection has ended."""
         message = asyncio.ensure_future(self._receive())
-        end = asyncio.create_task(self._has_ended.wait())
         try:
-            await asyncio.wait([message, end], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([message, self._end], return_when=asyncio.FIRST_COMPLETED)
             if message.done():
                 return message.result()
-        except Exception as error:  # of any kind: no further message comes
-            log.debug("edge.connection_lost error=%s", type(error).__name__)
+        except self._left:
+            self.end()
         finally:
             message.cancel()
-            end.cancel()
         return {"type": "http.disconnect"}
 
 

@@ -5,6 +5,7 @@ import logging
 import secrets
 from dataclasses import dataclass
 
+from ray.exceptions import TaskCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from manylora.clock import SystemClock
@@ -77,7 +78,7 @@ class Edge:
 
     def __serve_build_asgi_app__(self) -> IngressApp:
         """Return the application; Serve calls this method after the start."""
-        return IngressApp(self._front)
+        return IngressApp(self._front, left=TaskCancelledError)
 
     def check_health(self) -> None:
         """Raise nothing: an edge whose engines are gone answers 503, and a new edge would answer the same."""
