@@ -7,6 +7,13 @@ import threading
 
 READ_BYTES = 1 << 14
 STUCK_POLL_S = 0.02
+ACCEPT_TURNS = 8
+"""Turns of an event loop from a listener's event to the connection's own task, which take four, and some more.
+
+asyncio leaves the socket open of an acceptance that its server's close overtakes.
+"""
+CLOSE_TURNS = 3
+"""Turns from the end of a connection's task to the end of its socket: its callback, the transport, and one more."""
 
 
 class Proxy:
@@ -48,40 +55,40 @@ class Proxy:
     def _run(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, sock=self._listener))
+        server = self._loop.run_until_complete(asyncio.start_server(self._accept, sock=self._listener))
         self._is_serving.set()
         self._loop.run_forever()
+        self._loop.remove_reader(self._listener)
+        self._loop.run_until_complete(_turns(ACCEPT_TURNS))
         server.close()
-        self._loop.run_until_complete(asyncio.sleep(0))  # a connection that is being accepted becomes a task
         while connections := asyncio.all_tasks(self._loop):
             for task in connections:
                 task.cancel()
             self._loop.run_until_complete(asyncio.gather(*connections, return_exceptions=True))
-            # A connection whose acceptance was cancelled closes in the next turn, its transport in the one after.
-            for _ in range(2):
-                self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(_turns(CLOSE_TURNS))
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = self._loop.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+        task.add_done_callback(lambda _: writer.transport.abort())  # also of a task that is cancelled before it begins
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
-        own = asyncio.current_task()
-        assert own is not None  # a connection is served in a task
-        self._serving.add(own)
-        own.add_done_callback(self._serving.discard)
-        others: list[asyncio.StreamWriter] = [writer]
+        up_writer: asyncio.StreamWriter | None = None
         try:
             if self.is_down:
                 self.num_refused += 1
                 return
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
-            others.append(up_writer)
             await asyncio.gather(self._up(reader, up_writer), self._down(up_reader, writer))
         except (OSError, asyncio.CancelledError):  # either end may be gone already
             pass
         finally:
-            for each in others:
-                each.transport.abort()
+            if up_writer is not None:
+                up_writer.transport.abort()
 
     async def _unstuck(self) -> None:
         while self.is_stuck:  # noqa: ASYNC110 - set by another thread, which has no event of this loop
@@ -111,3 +118,8 @@ class Proxy:
             if self.cut_after and sent >= self.cut_after:
                 raise ConnectionResetError
         writer.write_eof()
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
