@@ -125,6 +125,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"application"},
         {"local"},
         {"remote", "status"},
+        {"state_process"},
     ],
     "fleet": [
         {"wire"},
@@ -173,6 +174,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "models/read_ahead.py",  # slices of a base that are read beside their packing
     "control/storage/database.py",  # Alembic is synchronous
     "control/billing/heavy_read_client.py",  # the process of heavy reads
+    "ray_serve/status.py",  # the process that asks a fleet, which ends without Ray's shutdown
     "server/engine_client/in_process.py",
     "server/engine_client/process/worker.py",
     "server/metering/spool.py",

@@ -42,6 +42,7 @@ RAY_FILES = (
     "ray_serve/edge/router.py",
     "ray_serve/edge/serve_handles.py",
     "ray_serve/replica/deployment.py",
+    "ray_serve/state_process.py",
 )
 """The files that import Ray at their own import: its deployments, which Serve imports, and what they need."""
 

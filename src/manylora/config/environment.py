@@ -30,15 +30,15 @@ def hub_token_variable() -> str | None:
     return next((name for name in HUB_TOKEN_VARIABLES if os.environ.get(name, "").strip()), None)
 
 
-def child_environment() -> dict[str, str]:
+def child_environment(*, joins_ray: bool = False) -> dict[str, str]:
     """Return the environment of a child process: this one's, with threads that sleep at a barrier instead of spinning.
 
     With another busy process on the same cores, threads that spin at a barrier make a step several times longer.
     The child imports no file of the working directory: Python takes an empty entry of PYTHONPATH for that directory.
-    It does not get Ray's variables, which have the token of a cluster.
+    It gets Ray's variables, which have the token of a cluster, only if it joins one.
     """
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if Path(path).is_absolute()]
-    own = {name: text for name, text in os.environ.items() if not name.startswith("RAY_")}
+    own = {name: text for name, text in os.environ.items() if joins_ray or not name.startswith("RAY_")}
     found = {**own, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return {**found, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
 

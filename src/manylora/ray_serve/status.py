@@ -1,17 +1,18 @@
 """The state of a running fleet for operators: its deployments, and each replica's load and tiers."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from manylora.config.environment import set_variables
+from manylora.config.environment import child_environment, set_variables
 from manylora.config.settings import Config
 from manylora.errors import StartupError
 from manylora.ray_serve.local import STATE, prepare_local, ray_folder
-from manylora.ray_serve.names import APPLICATION, CLUSTER_VARIABLES, EDGE, NAMESPACE
+from manylora.ray_serve.names import CLUSTER_VARIABLES
 
-REPORT_WAIT_S = 10.0
 OWN_LOOP = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
 """For a process without an event loop, whose calls of replicas need one of Ray's."""
 TIERS = ("device", "host", "disk")
@@ -29,31 +30,36 @@ class FleetPart:
     name: str
     status: str
     running: int
-    reports: tuple[Mapping[str, Any], ...] = ()
+    reports: Sequence[Mapping[str, Any]] = ()
 
 
 def fleet_state(config: Config, address: str | None = None) -> list[FleetPart]:
-    """Ask a running fleet for its state.
+    """Ask a running fleet for its state, in a process of its own (`state_process`).
 
     Args:   address  of Ray's control store; None: that of this machine's local cluster
-    Raises: `StartupError` if no fleet runs there
+    Raises: `StartupError` if no fleet runs there, or if it could not be asked
     """
     found = address or _local_address(config)
     if address is None:
         prepare_local(config)
     else:
         set_variables(CLUSTER_VARIABLES)
-    set_variables(OWN_LOOP)
-    import ray
-
+    asked = subprocess.run(
+        [sys.executable, "-P", "-m", "manylora.ray_serve.state_process", found],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**child_environment(joins_ray=True), **OWN_LOOP},
+    )
     try:
-        ray.init(address=found, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
-    except ConnectionError as error:
-        raise StartupError(f"no Ray cluster answers at {found}: {str(error).partition(chr(10))[0]}") from error
-    try:
-        return _deployments(found)
-    finally:
-        ray.shutdown()
+        answer = json.loads(asked.stdout)
+    except ValueError:
+        last = asked.stderr.strip().rpartition("\n")[2] or f"exit code {asked.returncode}"
+        raise StartupError(f"the fleet at {found} could not be asked for its state: {last}") from None
+    if "refused" in answer:
+        raise StartupError(answer["refused"])
+    return [FleetPart(**part) for part in answer["parts"]]
 
 
 def state_lines(deployments: Sequence[FleetPart]) -> list[str]:
@@ -82,32 +88,3 @@ def _local_address(config: Config) -> str:
             "give the address of another with --address"
         ) from None
     return str(address)
-
-
-def _deployments(address: str) -> list[FleetPart]:
-    from ray import serve
-
-    application = serve.status().applications.get(APPLICATION)
-    if application is None:
-        raise StartupError(f"the Ray cluster at {address} runs no application `{APPLICATION}`")
-    return [
-        FleetPart(
-            name=name,
-            status=f"{each.status.value}{f' ({each.message})' if each.message else ''}",
-            running=each.replica_states.get("RUNNING", 0),
-            reports=() if name == EDGE else _reports(name),
-        )
-        for name, each in sorted(application.deployments.items())
-    ]
-
-
-def _reports(name: str) -> tuple[Mapping[str, Any], ...]:
-    from ray import serve
-    from ray.serve.exceptions import RayServeException
-
-    handle = serve.get_deployment_handle(name, APPLICATION)
-    try:
-        results = handle.broadcast("report").results(timeout_s=REPORT_WAIT_S, return_exceptions=True)
-    except (RayServeException, TimeoutError):
-        return ()  # a base scaled to zero has no replica to ask
-    return tuple(sorted((each for each in results if isinstance(each, dict)), key=lambda report: report["replica"]))
