@@ -1,9 +1,14 @@
-"""The pages of customers and of the operator: what they do, and what they show to whom."""
+"""The pages of customers and of the operator: what they do, what they show to whom, and how their lists go on."""
 
+import re
+from html import unescape
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
+from manylora.control.storage.tables import promotions
+from manylora.control.webhooks.outbox import enqueue
 from tests.console.house import PASSWORD, Browser, ConsoleHouse, in_console, text_of, token_of
 from tests.control.uploading import PLAIN, base_settings
 
@@ -132,5 +137,71 @@ def test_a_budget_and_a_wrong_amount(tmp_path: Path) -> None:
         assert "below 50 %" in text_of((await browser.get("/console/billing")).text)
         wrong = await browser.post("/console/billing/budgets", form | {"limit": "five"}, page="/console/billing")
         assert "an amount is dollars" in text_of(wrong.text)
+
+    in_console(tmp_path, scenario)
+
+
+async def rows_of_pages(browser: Browser, path: str, link: str, row: str) -> list[str]:
+    """Follow the link of that text from page to page; return what the pattern `row` finds in their texts."""
+    found, asked = list[str](), {path}
+    while path:
+        reply = await browser.get(path)
+        assert reply.status_code == 200, path
+        found += re.findall(row, text_of(reply.text))
+        onward = re.search(rf'<a href="([^"]+)">{link}</a>', reply.text)
+        path = unescape(onward[1]) if onward else ""
+        assert path not in asked
+        asked.add(path)
+    return found
+
+
+def test_the_billing_page_pages_its_grants(tmp_path: Path) -> None:
+    async def scenario(house: ConsoleHouse) -> None:
+        browser = house.new_browser()
+        await browser.sign_up("acme")
+        names = [f"gift-{number:03d}" for number in range(103)]
+        for name in names:
+            body = {"id": name, "nanousd": 10**9, "reason": name, "priority": 1}
+            assert (await house.plane.call("POST", "/admin/tenants/acme/credits", body)).status_code == 201
+        assert await rows_of_pages(browser, "/console/billing", "More grants", r"gift-\d{3}") == names
+
+    in_console(tmp_path, scenario)
+
+
+def test_the_page_of_webhooks_pages_its_messages(tmp_path: Path) -> None:
+    async def scenario(house: ConsoleHouse) -> None:
+        browser, page, plane = house.new_browser(), "/console/webhooks", house.plane
+        await browser.sign_up("acme")
+        assert "whsec_" in (await browser.post(page, {"url": "https://hooks.example/a"}, page=page)).text
+        async with plane.control.database.write() as connection:
+            for number in range(120):  # several of a moment
+                await enqueue(connection, "acme", "budget.alert", f"event {number}", {}, number // 7)
+        found = await rows_of_pages(browser, page, "Older messages", r"msg_[0-9a-f]{40} waiting")
+        assert (len(found), len(set(found))) == (120, 120)
+
+    in_console(tmp_path, scenario)
+
+
+def test_the_page_of_promotions_pages_them(tmp_path: Path) -> None:
+    async def scenario(house: ConsoleHouse) -> None:
+        browser, plane = house.new_browser(), house.plane
+        key = await plane.new_tenant("acme")
+        for method, path, body in (
+            ("PUT", "/v1/account/login", {"password": PASSWORD}),
+            ("POST", "/v2/repos", {"name": "triage"}),
+        ):
+            assert (await plane.call(method, path, body, key=key)).is_success
+        await browser.sign_in("acme")
+        shared = {"tenant": "acme", "repo": "triage", "alias": "prod", "state": "promoted", "reason": "", "batch": ""}
+        rows = [
+            {**shared, "id": f"promotion_{number:024x}", "version": 1000 + number, "is_forced": True}
+            | {"created_ms": number // 7, "ended_ms": number // 7, "evaluation": "{}"}  # several of a moment
+            for number in range(45)
+        ]
+        async with plane.control.database.write() as connection:
+            await connection.execute(insert(promotions), rows)
+        path = "/console/adapters/acme/triage/promotions"
+        found = await rows_of_pages(browser, path, "Older promotions", r"forced (\d+)")
+        assert found == [str(1000 + number) for number in reversed(range(45))]
 
     in_console(tmp_path, scenario)

@@ -139,6 +139,29 @@ def test_what_an_ended_lease_gives_back_of_an_ended_grant_expires(run: Callable[
     run(scenario)
 
 
+def test_pages_of_grants_have_each_once_in_the_order_of_drawing_and_used_ones_last(run: Callable[..., None]) -> None:
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme", credit_nanousd=0)
+        await give(plane, "used", COST, priority=1)
+        await insert_records(plane.control, [record(1, opened_ms=plane.control.now_ms())])
+        for name, terms in {"third": {"expires_in_s": 60}, "last": {}, "first": {"priority": 2}, "later": {}}.items():
+            await give(plane, name, COST, **terms)
+        whole = await wallet_of(plane)
+        assert (whole["has_more"], whole["after"]) == (False, None)
+        names, after = list[str](), ""
+        while after is not None:
+            page = (await plane.call("GET", f"/admin/tenants/acme/wallet?limit=2&after={after}")).json()
+            assert page["has_more"] == (page["after"] is not None)
+            names += [each["id"] for each in page["grants"]]
+            after = page["after"]
+        assert names == [each["id"] for each in whole["grants"]] == ["first", "third", "last", "later", "used"]
+        for strange in ("x", "0_1_2", "2_1_1_1", "0_1_1_" + "9" * 19):
+            reply = await plane.call("GET", f"/admin/tenants/acme/wallet?after={strange}")
+            assert (reply.status_code, "`after`" in reply.text) == (422, True)
+
+    run(scenario)
+
+
 def test_a_correction_that_gives_back_pays_what_is_owed_and_becomes_a_grant(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         await plane.new_tenant("acme", credit_nanousd=COST)

@@ -1,5 +1,7 @@
 """`manylora wallet`: the grants of a tenant of a running server, and what became of them."""
 
+from typing import Annotated
+
 import typer
 
 from manylora.cli.remote.client import (
@@ -24,11 +26,17 @@ wallet = typer.Typer(no_args_is_help=True, help="See a tenant's grants of credit
 
 @wallet.command()
 def show(
-    tenant: OwnTenantArgument = "", json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
+    tenant: OwnTenantArgument = "",
+    limit: LimitOption = 1000,
+    after: Annotated[str, typer.Option(help="The page after the one that named this.")] = "",
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
 ) -> None:
     """Show the balance and the grants, in the order in which they are drawn."""
     server = RemoteServer(url=url, key=key)
-    reply = server.ask("GET", _path(server, tenant), expects="grants")
+    query: dict[str, object] = {"limit": limit} | ({"after": after} if after else {})
+    reply = server.ask("GET", _path(server, tenant), expects="grants", query=query)
     if json:
         typer.echo(reply.text)
         return
@@ -45,6 +53,8 @@ def show(
         for grant in body["grants"]
     ]
     print_table(GRANT_COLUMNS, rows, numbers=("priority", "given", "spent", "expired", "left", "held"))
+    if body.get("after") is not None:  # servers of earlier versions have no pages of grants
+        say(f"there are more: --after {body['after']}", err=True)
 
 
 @wallet.command()

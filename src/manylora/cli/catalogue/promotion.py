@@ -98,10 +98,15 @@ def promote(
 
 @rollout.command()
 def promotions(
-    repo: RepoArgument, json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
+    repo: RepoArgument,
+    before: Annotated[str, typer.Option(help="The page after the one that named this.")] = "",
+    json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
 ) -> None:
     """List the promotions of a repository with their scores, the latest first."""
-    reply = RemoteServer(url=url, key=key).ask("GET", f"/v2/repos{path_of(repo, 'promotions')}", expects="data")
+    server, path = RemoteServer(url=url, key=key), f"/v2/repos{path_of(repo, 'promotions')}"
+    reply = server.ask("GET", path, expects="data", query={"before": before} if before else {})
     if json:
         typer.echo(reply.text)
         return
@@ -110,6 +115,8 @@ def promotions(
         for each in reply.json()["data"]
     ]
     print_table(("begun", "alias", "version", "state", "right", "reason"), rows)
+    if older := reply.json().get("before"):  # servers of earlier versions have no pages of promotions
+        say(f"older ones: --before {older}", err=True)
 
 
 def _print(info: Info) -> None:

@@ -16,6 +16,8 @@ router = APIRouter(prefix=f"{ROOT}/billing")
 BUDGETS, INVOICES = "/v1/account/budgets", "/v1/account/invoices"
 FORMS = ("html", "csv", "json")
 NUM_MONTHS = 12
+PAGE_SIZE = 50
+"""Grants of a page."""
 MONTHS_A_YEAR = 12
 
 
@@ -64,7 +66,7 @@ async def _billing(page: ConsolePage, error: str = "") -> Response:
     return page.render(
         "billing.html",
         status=400 if error else 200,
-        wallet=await page.api.get("/v1/account/wallet"),
+        wallet=await page.api.get("/v1/account/wallet", limit=PAGE_SIZE, after=page.query("after") or None),
         budgets=(await page.api.get(BUDGETS))["budgets"],
         documents=found["invoices"],
         older=found["before"],

@@ -21,6 +21,8 @@ METRICS = {
 MOST_FORM_BYTES = 3 * (1 << 20) + 65_536
 """Bound of a form with questions: 1 MiB of them, of which a form writes some letters as three."""
 RUNNING = "running"
+PAGE_SIZE = 20
+"""Promotions of a page."""
 
 
 @router.get("")
@@ -78,13 +80,17 @@ async def _shown(
     if not evaluation.is_ok and evaluation.status != NOT_FOUND:
         raise Refused(evaluation)
     attached: dict[str, Any] | None = evaluation.json if evaluation.is_ok else None
-    runs = [await _latest(page, path, run) for run in (await page.api.get(f"{path}/promotions"))["data"]]
+    before = page.query("before")
+    listed = await page.api.get(f"{path}/promotions", limit=PAGE_SIZE, before=before or None)
+    runs = [await _latest(page, path, run) for run in listed["data"]]
     return page.render(
         "promotions.html",
         status=400 if error else 200,
         repo=found,
         evaluation=attached,
         runs=runs,
+        before=before,
+        older=listed["before"],
         is_running=any(run["state"] == RUNNING for run in runs),
         metrics=METRICS,
         fields=_fields(attached) | dict(fields or {}),

@@ -12,6 +12,7 @@ from manylora.console.visitors import ROOT
 router = APIRouter(prefix=f"{ROOT}/webhooks")
 WEBHOOKS = "/v1/account/webhooks"
 PAGE_SIZE = 50
+"""Messages of a page."""
 
 
 @router.get("")
@@ -46,11 +47,13 @@ async def end(page: OwnPage, webhook: str) -> Response:
 
 
 async def _listed(page: ConsolePage, *, made: dict[str, Any] | None = None, error: str = "") -> Response:
+    found = await page.api.get(f"{WEBHOOKS}/messages", limit=PAGE_SIZE, before=page.query("before") or None)
     return page.render(
         "webhooks.html",
         status=400 if error else 200,
         webhooks=(await page.api.get(WEBHOOKS))["webhooks"],
-        messages=(await page.api.get(f"{WEBHOOKS}/messages", limit=PAGE_SIZE))["messages"],
+        messages=found["messages"],
+        older=found["before"],
         made=made,
         error=error,
     )

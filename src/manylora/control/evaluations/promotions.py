@@ -28,6 +28,7 @@ from manylora.control.evaluations.questions import (
 from manylora.control.evaluations.sets import Evaluation, get_evaluation
 from manylora.control.registry.aliases import check_alias, put_alias
 from manylora.control.registry.repositories import Repository, find_repository, own_for_change
+from manylora.control.storage.cursors import cursor_of, is_before, newest_first
 from manylora.control.storage.locks import lock_tenants
 from manylora.control.storage.tables import promotions
 from manylora.control.stored.batches import create_batch, get_batch
@@ -166,11 +167,19 @@ async def force_promotion(
     return made
 
 
-async def list_promotions(connection: AsyncConnection, tenant: TenantId, repo: str, limit: int) -> list[Promotion]:
-    """Return the last promotions of a repository, the latest first."""
+async def list_promotions(
+    connection: AsyncConnection, tenant: TenantId, repo: str, *, limit: int, before: str = ""
+) -> tuple[list[Promotion], str | None]:
+    """Return a page of a repository's promotions, the latest first, and the `before` of the next page.
+
+    Raises `InvalidParameter` for a `before` that no page gave.
+    """
     mine = and_(promotions.c.tenant == tenant, promotions.c.repo == repo)
-    asked = select(promotions).where(mine).order_by(promotions.c.created_ms.desc(), promotions.c.id).limit(limit)
-    return [_promotion(row) for row in (await connection.execute(asked)).all()]
+    asked = select(promotions).where(mine)
+    if before:
+        asked = asked.where(is_before(promotions, before))
+    rows = (await connection.execute(asked.order_by(*newest_first(promotions)).limit(limit + 1))).all()
+    return [_promotion(row) for row in rows[:limit]], cursor_of(rows[limit - 1]) if len(rows) > limit else None
 
 
 async def get_promotion(store: TenantStore, actor: Actor, tenant: TenantId, promotion_id: str) -> Promotion:

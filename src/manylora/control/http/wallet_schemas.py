@@ -33,20 +33,29 @@ class WalletGrantBody(BaseModel):
 
 
 class WalletBody(BaseModel):
-    """A tenant's balance and its grants, in the order in which they are drawn; those used up come last."""
+    """A tenant's balance and its grants in the order in which they are drawn; those used up come last.
+
+    `after`: the `after` of the next page of grants; null on the last page.
+    """
 
     tenant: str
     balance: BalanceBody
     overdraft_nanousd: int
     grants: list[WalletGrantBody]
+    has_more: bool
+    after: str | None
 
     @staticmethod
-    def of(tenant: str, balance: Balance, overdraft: int, grants: Sequence[GrantState]) -> "WalletBody":
+    def of(
+        tenant: str, balance: Balance, overdraft: int, grants: Sequence[GrantState], after: str | None
+    ) -> "WalletBody":
         return WalletBody(
             tenant=tenant,
             balance=BalanceBody.of(balance),
             overdraft_nanousd=overdraft,
             grants=[WalletGrantBody.of(grant) for grant in grants],
+            has_more=after is not None,
+            after=after,
         )
 
 

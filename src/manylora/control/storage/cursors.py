@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Table, and_, or_
 
 from manylora.errors import InvalidParameter
 
-_CURSOR = re.compile(r"(\d{1,15})-([a-z]{1,5}_[0-9a-z]{1,60})")
+_CURSOR = re.compile(r"(\d{1,15})-([a-z]{1,12}_[0-9a-z]{1,60})")
 
 
 def newest_first(table: Table) -> tuple[ColumnElement[Any], ...]:

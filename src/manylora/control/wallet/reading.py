@@ -1,11 +1,14 @@
-"""Reads of a wallet: its grants in the order in which they are drawn, and pages of its movements."""
+"""Reads of a wallet: pages of its grants in the order in which they are drawn, and of its movements."""
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import BigInteger, Row, case, func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.storage.wallet_tables import grants, wallet_entries, wallet_holds
+from manylora.errors import InvalidParameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +42,20 @@ class WalletEntry:
 
 
 MOST_GRANTS = 1000
-"""Limit of one answer; those that are used up come last."""
+"""Limit of one page."""
+NEVER_MS = 2**62
+"""Stands for the end of a grant that has none, so that it comes last."""
+_CURSOR = re.compile(r"([01])_(-?\d{1,10})_(\d{1,19})_(\d{1,18})")
 
 
-async def grant_states(connection: AsyncConnection, tenant: str) -> list[GrantState]:
-    """Return a tenant's grants, those that have something left in the order of drawing, then those used up."""
+async def grants_in_order(
+    connection: AsyncConnection, tenant: str, *, after: str = "", limit: int = MOST_GRANTS
+) -> tuple[list[GrantState], str | None]:
+    """Return a page of a tenant's grants and the `after` of the next page; None: it is the last page.
+
+    Those with a rest come in the order of drawing, then those used up. A grant that is used up between two pages may
+    come twice. Raises `InvalidParameter` for an `after` that no page gave.
+    """
     held = (
         select(wallet_holds.c.grant_number, func.sum(wallet_holds.c.nanousd).label("held"))
         .where(wallet_holds.c.tenant == tenant)
@@ -51,14 +63,22 @@ async def grant_states(connection: AsyncConnection, tenant: str) -> list[GrantSt
         .subquery()
     )
     left = grants.c.nanousd - grants.c.spent_nanousd - grants.c.expired_nanousd
+    is_used = case((left <= 0, 1), else_=0)
+    rank = (is_used, grants.c.priority, func.coalesce(grants.c.expires_ms, NEVER_MS), grants.c.number)
     asked = (
         select(grants, left.label("left"), func.coalesce(held.c.held, 0).label("held"))
         .outerjoin(held, held.c.grant_number == grants.c.number)
         .where(grants.c.tenant == tenant)
-        .order_by(left <= 0, grants.c.priority, grants.c.expires_ms.is_(None), grants.c.expires_ms, grants.c.number)
-        .limit(MOST_GRANTS)
+        .order_by(*rank)
+        .limit(limit + 1)
     )
-    return [
+    if after:
+        if (found := _CURSOR.fullmatch(after)) is None:
+            raise InvalidParameter("`after` must be that of the page before", parameter="after")
+        last = [literal(min(int(each), NEVER_MS), BigInteger) for each in found.groups()]
+        asked = asked.where(tuple_(*rank) > tuple_(*last))
+    rows = (await connection.execute(asked)).all()
+    states = [
         GrantState(
             id=row.id,
             kind=row.kind,
@@ -72,8 +92,14 @@ async def grant_states(connection: AsyncConnection, tenant: str) -> list[GrantSt
             created_ms=row.created_ms,
             expires_ms=row.expires_ms,
         )
-        for row in (await connection.execute(asked)).all()
+        for row in rows[:limit]
     ]
+    return states, _cursor_of(rows[limit - 1]) if len(rows) > limit else None
+
+
+def _cursor_of(row: Row[Any]) -> str:
+    expires_ms = NEVER_MS if row.expires_ms is None else row.expires_ms
+    return f"{int(row.left <= 0)}_{row.priority}_{expires_ms}_{row.number}"
 
 
 async def entries_page(

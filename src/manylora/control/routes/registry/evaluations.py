@@ -118,14 +118,17 @@ async def promote(
 
 @routes.get("/v2/repos/{repo}/promotions", summary="List promotions, the latest first", dependencies=requires(*LISTING))
 async def list_all(
-    control: ControlDep, caller: CallerDep, repo: str, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    control: ControlDep,
+    caller: CallerDep,
+    repo: str,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    before: Annotated[str, Query(max_length=96, description="The `before` of the page before.")] = "",
 ) -> Json:
     async with control.database.read() as connection:
         found = await find_repository(connection, caller.tenant, repo)
         _require_own(found, caller)
-        return {
-            "data": [promotion_json(each) for each in await list_promotions(connection, found.owner, found.name, limit)]
-        }
+        page, older = await list_promotions(connection, found.owner, found.name, limit=limit, before=before)
+    return {"data": [promotion_json(each) for each in page], "has_more": older is not None, "before": older}
 
 
 @routes.get(
