@@ -79,6 +79,36 @@ def test_shares_are_set_shown_and_rolled_back(url: URL, tmp_path: Path) -> None:
     in_plane(url, tmp_path, scenario)
 
 
+def test_no_roll_back_goes_to_a_version_that_was_deleted(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        key = await ready_versions(plane, 5)
+        for body in (
+            {"version": 1},
+            {"weights": {"1": 50, "5": 50}, "shadow": 2},
+            {"version": 3},
+            {"weights": {"1": 90, "2": 10}},
+            {"version": 3},
+            {"weights": {"3": 90, "4": 10}},
+            {"weights": {"3": 90, "4": 10}, "shadow": 1},
+            {"version": 5},
+        ):
+            assert (await plane.call("PUT", PROD, body, key=key)).status_code == 200
+        for gone in (1, 2):
+            assert (await plane.call("DELETE", f"/v2/repos/triage/version/{gone}", key=key)).status_code == 204
+        shared = {"weights": {"3": 90, "4": 10}, "sticky": None, "shadow": None}
+        whole = {"weights": {"3": 100}, "sticky": None, "shadow": None}
+        assert (await plane.call("GET", PROD, key=key)).json()["earlier"] == [shared, whole]
+        for rule, left in ((shared, [whole]), (whole, [])):
+            back = await plane.call("POST", f"{PROD}/rollback", key=key)
+            assert back.status_code == 200, back.text
+            assert {name: back.json()[name] for name in rule} == rule
+            assert back.json()["earlier"] == left
+        last = await plane.call("POST", f"{PROD}/rollback", key=key)
+        assert (last.status_code, last.json()["code"]) == (404, "resource_not_found")
+
+    in_plane(url, tmp_path, scenario)
+
+
 NO_RULES: list[tuple[Json, str]] = [
     ({}, "version"),
     ({"version": 1, "weights": {"1": 100}}, "version"),

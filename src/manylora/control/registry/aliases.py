@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, and_, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.registry.repositories import Repository, own_for_change
-from manylora.control.rollouts.rules import columns_of, history_of, new_rule
+from manylora.control.rollouts.rules import columns_of, history_of, new_rule, restorable
 from manylora.control.storage.tables import aliases
 from manylora.control.storage.texts import shown
 from manylora.errors import InvalidParameter, NameTaken, ResourceNotFound
@@ -114,11 +114,14 @@ async def roll_back(connection: AsyncConnection, tenant: TenantId, reference: st
 
 
 async def rules_of(connection: AsyncConnection, repository: Repository, name: str) -> list[Rollout]:
-    """Return the earlier rules of an alias and its present one, which is the last. Raise `ResourceNotFound`."""
+    """Return the earlier rules of an alias and its present one, which is the last. Raise `ResourceNotFound`.
+
+    A rule with a share of a deleted version is none to return to. One whose shadow is deleted has no shadow.
+    """
     if name not in repository.rollouts:
         raise ResourceNotFound(f"repository `{repository.name}` has no alias `{shown(name)}`")
     row = (await connection.execute(select(aliases).where(_mine(repository, name)))).one()
-    return [*history_of(row), repository.rollouts[name]]
+    return restorable([*history_of(row), repository.rollouts[name]], {each.version for each in repository.versions})
 
 
 async def put_alias(connection: AsyncConnection, repository: Repository, name: str, version: int) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Row
@@ -24,6 +26,22 @@ def rule_of(row: Row[Any]) -> Rollout:
 def history_of(row: Row[Any]) -> list[Rollout]:
     """Return the earlier rules in a row, the latest last."""
     return [] if row.history is None else [rule_from(each) for each in json.loads(row.history)]
+
+
+def restorable(rules: Sequence[Rollout], versions: AbstractSet[int]) -> list[Rollout]:
+    """Return those of an alias's rules whose shares are of `versions` alone, and the last one, which is in force.
+
+    A rule that then equals the next one goes, too: a roll-back to it would change nothing.
+    """
+    *earlier, present = rules
+    kept = [present]
+    for rule in reversed(earlier):
+        if not versions >= rule.shares.keys():
+            continue
+        left = rule if rule.shadow in versions else replace(rule, shadow=None)
+        if left != kept[-1]:
+            kept.append(left)
+    return kept[::-1]
 
 
 def columns_of(rollout: Rollout, history: list[Rollout]) -> dict[str, Any]:  # values of several types
