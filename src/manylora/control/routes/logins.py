@@ -127,7 +127,8 @@ async def reset(
             _require_code(await find_login(connection, body.tenant), shown, actor.at_ms)  # before the work of the hash
         password_hash = await services.hasher.hashed(body.password, owner=body.tenant)
     async with control.database.write() as connection:
-        _require_code(await find_login(connection, body.tenant), shown, actor.at_ms)  # two calls may show one code
+        login = await find_login(connection, body.tenant, for_change=True)  # two calls may show one code
+        _require_code(login, shown, actor.at_ms)
         await store_password(connection, body.tenant, password_hash, now_ms=actor.at_ms)
         await end_sessions(connection, body.tenant, now_ms=actor.at_ms)
         await record(connection, actor, "reset", "password", body.tenant, tenant=body.tenant)

@@ -1,6 +1,6 @@
 """The lock of a tenant: it orders the transactions that change its wallet, budgets, invoices and webhooks.
 
-The order of all locks: rows of replicas, then the row of revisions, then tenants, then sums.
+The order of all locks: rows of replicas or of logins, then the row of revisions, then tenants, then sums.
 """
 
 from collections.abc import Iterable

@@ -4,9 +4,12 @@ A session is a key of the tenant that no list of keys shows, with an end. So ser
 inference, usage and audit name it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Row, delete, insert, select, update
+from sqlalchemy import Row, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.calendar import DAY_MS
@@ -43,9 +46,10 @@ class Login:
     code_expires_ms: int | None
 
 
-async def find_login(connection: AsyncConnection, tenant: str) -> Login | None:
-    """Return the login of a tenant; None: it has none."""
-    row = (await connection.execute(select(logins).where(logins.c.tenant == tenant))).one_or_none()
+async def find_login(connection: AsyncConnection, tenant: str, *, for_change: bool = False) -> Login | None:
+    """Return the login of a tenant; None: it has none. for_change: no other transaction changes it meanwhile."""
+    asked = select(logins).where(logins.c.tenant == tenant)
+    row = (await connection.execute(asked.with_for_update() if for_change else asked)).one_or_none()
     return None if row is None else _login(row)
 
 
@@ -56,9 +60,8 @@ async def store_password(connection: AsyncConnection, tenant: str, password_hash
     """
     if tenant == DEFAULT_TENANT:
         raise InvalidParameter(f"`{tenant}` is the tenant of open servers, which has no login", parameter="tenant")
-    await connection.execute(delete(logins).where(logins.c.tenant == tenant))
-    values = {"tenant": tenant, "password_hash": password_hash, "changed_ms": now_ms}
-    await connection.execute(insert(logins).values(values))
+    values = {"password_hash": password_hash, "changed_ms": now_ms, "code_hash": None, "code_expires_ms": None}
+    await _put(connection, {"tenant": tenant, **values}, values)
 
 
 async def make_code(connection: AsyncConnection, pepper: str, tenant: str, *, now_ms: int) -> tuple[str, int]:
@@ -71,12 +74,15 @@ async def make_code(connection: AsyncConnection, pepper: str, tenant: str, *, no
         raise InvalidParameter(f"`{tenant}` is the tenant of open servers, which has no login", parameter="tenant")
     code, expires_ms = mint_code(), now_ms + CODE_LIFE_MS
     values = {"code_hash": hash_secret(pepper, plain_code(code)), "code_expires_ms": expires_ms}
-    if await find_login(connection, owner.id) is None:
-        new = {"tenant": owner.id, "password_hash": None, "changed_ms": now_ms}
-        await connection.execute(insert(logins).values(new | values))
-    else:
-        await connection.execute(update(logins).where(logins.c.tenant == owner.id).values(values))
+    await _put(connection, {"tenant": owner.id, "password_hash": None, "changed_ms": now_ms, **values}, values)
     return code, expires_ms
+
+
+async def _put(connection: AsyncConnection, new: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+    """Insert a login, or change the one that there is: two transactions may find none at one time."""
+    make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    putting = make(logins).values(dict(new))
+    await connection.execute(putting.on_conflict_do_update(index_elements=["tenant"], set_=dict(changed)))
 
 
 async def open_session(
