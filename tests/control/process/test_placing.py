@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, select, update
 
+from manylora.control.deployments.old_replicas import KEPT_DAYS, remove_old_replicas
 from manylora.control.deployments.replicas import Sight
 from manylora.control.edges.snapshot import take_snapshot
+from manylora.control.process.janitor import Janitor
 from manylora.control.process.placing import Placing
 from manylora.control.storage.tables import deployments, placements
 from tests.control.process.placing_site import SECOND, Site, at_a_site
@@ -239,5 +241,48 @@ def test_edges_count_starts_and_replicas_by_state(url: URL, tmp_path: Path) -> N
         await site.rounds(1)
         told = await take_snapshot(site.plane.control, -1)
         assert (told.deployments, told.deployment_starts) == ((), (2, 1))
+
+    at_a_site(url, tmp_path, scenario)
+
+
+def test_old_rows_of_replicas_go_and_all_their_seconds_and_starts_stay_counted(url: URL, tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        control = site.plane.control
+        await site.deploy(minReplicas=1)
+
+        async def rows() -> list[int]:
+            async with control.database.read() as connection:
+                return list(
+                    (await connection.execute(select(placements.c.number).order_by(placements.c.number))).scalars()
+                )
+
+        async def starts() -> tuple[int, int] | None:
+            return (await take_snapshot(control, -1)).deployment_starts
+
+        async def move_bill(seconds: int) -> None:
+            moved = (
+                update(placements).where(placements.c.number == first).values(billed_s=placements.c.billed_s + seconds)
+            )
+            async with control.database.write() as connection:
+                await connection.execute(moved)
+
+        for _ in range(3):
+            await site.start()
+            await site.rounds(30)
+            site.placer.all_are(Sight.GONE)
+            await site.rounds(1, 60)
+        await site.start()
+        bills, (first, *_, last) = await site.bills(), await rows()
+        assert await starts() == (4, 3)
+        assert await remove_old_replicas(control) == 0
+        await move_bill(-1)
+        site.plane.clock.advance((KEPT_DAYS + 1) * 86_400)
+        await Janitor(control).long_round()
+        assert (await rows(), await starts()) == ([first, last], (4, 3)), "the first has a second that no row bills"
+        await move_bill(1)
+        await Janitor(control).long_round()
+        assert (await rows(), await starts()) == ([last], (4, 3))
+        assert (await site.shown())["lastStartSeconds"] == 0.0
+        assert (await site.bills())[: len(bills)] == bills
 
     at_a_site(url, tmp_path, scenario)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, case, func, or_, select, update
+from sqlalchemy import Row, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.deployments.replicas import DedicatedReplica, ReplicaState
@@ -118,13 +118,6 @@ async def changed_deployments(connection: AsyncConnection, since: int) -> tuple[
 
 def _number_in(state: ReplicaState, live: Sequence[LiveReplica]) -> int:
     return sum(each.replica.state is state for each in live)
-
-
-async def count_starts(connection: AsyncConnection) -> tuple[int, int]:
-    """Return the starts of replicas of all deployments, and how many of them failed."""
-    failed = func.coalesce(func.sum(case((placements.c.has_failed, 1), else_=0)), 0)
-    starts, failures = (await connection.execute(select(func.count(), failed).select_from(placements))).one()
-    return int(starts), int(failures)
 
 
 async def note_change(connection: AsyncConnection, number: int, **values: Any) -> None:  # columns of several types

@@ -7,7 +7,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.billing.prices import changed_prices
 from manylora.control.control import Control
-from manylora.control.deployments.placements import changed_deployments, count_starts
+from manylora.control.deployments.old_replicas import count_starts
+from manylora.control.deployments.placements import changed_deployments
 from manylora.control.rollouts.rules import rule_of
 from manylora.control.storage.revisions import last_revision
 from manylora.control.storage.tables import aliases, repositories, shares, tenants, versions

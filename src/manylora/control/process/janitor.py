@@ -3,7 +3,7 @@
 It fails interrupted copies, removes abandoned uploads, old audit rows and old messages of webhooks, stores the last
 uses of keys, books the ends of grants, and decides promotions whose questions have been answered. More often it
 delivers messages of webhooks, and deletes the files, responses and batches whose time is over. Once an hour it removes
-blobs that no row names, and sessions that ended long ago.
+blobs that no row names, sessions that ended long ago, and replicas that ended and were billed long ago.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from manylora.control.control import Control
+from manylora.control.deployments.old_replicas import remove_old_replicas
 from manylora.control.deployments.shared_loads import forget_loads
 from manylora.control.evaluations.promotions import decide_all
 from manylora.control.registry.intake import Intake
@@ -83,8 +84,9 @@ class Janitor:
         await decide_all(self._store, on_the_machine(self._control))
 
     async def long_round(self) -> None:
-        """Remove sessions that ended long ago, and blobs that no row names. Raise as `round`."""
+        """Remove old sessions, old rows of replicas, and blobs that no row names. Raise as `round`."""
         await remove_old_sessions(self._control)
+        await remove_old_replicas(self._control)
         await delete_unnamed(self._store)
 
     async def _repeat(self, work: Callable[[], Awaitable[object]], pause_s: float) -> None:

@@ -361,10 +361,12 @@ deployments = Table(
     Column("replica_bytes", BigInteger, nullable=False, server_default="0"),  # memory of one replica; 0: not planned
     Column("revision", BigInteger, nullable=False, server_default="0", index=True),
     Column("key", String(8)),  # id of the key whose budgets count its seconds; NULL: none does
+    Column("old_starts", BigInteger, nullable=False, server_default="0"),  # of replicas whose rows are removed
+    Column("old_failures", BigInteger, nullable=False, server_default="0"),  # those of them that failed
     UniqueConstraint("tenant", "name"),
 )
 
-placements = Table(  # one row for each start of a replica of a deployment, kept after its end: its bill
+placements = Table(  # one row for each start of a replica of a deployment: its bill until all is billed, removed by age
     "placements",
     metadata,
     _number(),
