@@ -168,7 +168,7 @@ def test_reports_of_silent_edges_are_forgotten_without_a_placer(url: URL, tmp_pa
     at_a_site(url, tmp_path, scenario)
 
 
-def test_a_control_plane_without_a_placer_leaves_the_memory_of_a_replica_known(url: URL, tmp_path: Path) -> None:
+def test_a_control_plane_without_a_placer_leaves_the_memory_known_or_to_be_planned(url: URL, tmp_path: Path) -> None:
     async def memory(site: Site) -> int:
         async with site.plane.control.database.read() as connection:
             return int((await connection.execute(select(deployments.c.replica_bytes))).scalar_one())
@@ -179,9 +179,14 @@ def test_a_control_plane_without_a_placer_leaves_the_memory_of_a_replica_known(u
         body = {"config": {"maxReplicas": 2}}
         changed = await site.plane.call("PUT", "/v2/deployments/mine", body, key=site.key)
         assert (changed.status_code, await memory(site)) == (200, 100), changed.text
+        for config in ({"quantization": "int8"}, {"maxTotalTokens": 64}):
+            site.placer.planned.clear()
+            await site.plane.call("PUT", "/v2/deployments/mine", {"config": config}, key=site.key)
+            await site.rounds(60)
+            assert (site.placer.planned, await memory(site)) == (["Tiny-Base"], 100), "other weights are planned anew"
         async with site.plane.control.database.write() as connection:
             await connection.execute(update(deployments).values(replica_bytes=0))
-        await site.placing.round()
+        await site.rounds(60)
         assert await memory(site) == 100, "a row that was made without a placer is planned"
 
     at_a_site(url, tmp_path, scenario)

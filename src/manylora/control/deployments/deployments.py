@@ -281,8 +281,8 @@ async def change_deployment(
     if placer is not None:
         await next_revision(connection)  # its lock lets one transaction after the other compare the memory
         columns["replica_bytes"] = await require_memory(connection, placer, columns, except_number=old.number)
-    else:  # another control plane may place it, by the memory that it has planned
-        del columns["replica_bytes"]
+    elif options_of(old.base, whole) == options_of(old.base, old.config):
+        del columns["replica_bytes"]  # another control plane may place it, by the memory that it has planned
     values = {**columns, "updated_ms": now_ms, "failures": 0, "retry_ms": 0}  # a change may be the remedy
     if whole != old.config:
         values["key"] = key
