@@ -97,6 +97,19 @@ def test_a_start_under_way_at_the_end_leaves_no_process(url: URL, tmp_path: Path
     at_a_site(url, tmp_path, scenario)
 
 
+def test_the_end_of_a_control_plane_is_in_the_audit_table_for_each_replica(url: URL, tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        await site.deploy(minReplicas=2, maxReplicas=2)
+        await site.start()
+        await site.placing._end_all()
+        rows = (await site.plane.call("GET", "/v1/account/audit", key=site.key)).json()["audit"]
+        ends = [(row["name"], row["before"], row["after"]) for row in reversed(rows) if row["verb"] == "end"]
+        told = {"state": "ended", "reason": "the control plane ends"}
+        assert ends == [("mine", {"state": "ready"}, {"slot": slot, **told}) for slot in range(2)]
+
+    at_a_site(url, tmp_path, scenario)
+
+
 def test_a_process_that_no_kill_ends_holds_up_no_end(url: URL, tmp_path: Path) -> None:
     async def scenario(site: Site) -> None:
         await site.deploy(minReplicas=1)

@@ -22,7 +22,7 @@ from manylora.control.deployments.shared_loads import DeploymentLoad, forget_loa
 from manylora.control.deployments.status import DeploymentState
 from manylora.control.deployments.stops import SpendingStops
 from manylora.control.process.looks import Looks
-from manylora.control.process.tending import Glance, Rows, Tending
+from manylora.control.process.tending import Glance, Rows, Tending, record_change
 from manylora.control.storage.tables import deployments, placements, tenants
 from manylora.errors import ControlUnavailable, InvalidParameter, ManyloraError
 
@@ -121,15 +121,19 @@ class Placing:
         """End the replicas of this placer, first those that obey."""
         async with self._control.database.read() as connection:
             own = self._own(await live_replicas(connection))
+            rows = {row["number"]: row for row in await _rows(connection)}
         now_ms = self._control.now_ms()
         for each in own:
             if each.replica.state is not ReplicaState.DRAINING:  # a second word would cut its requests
                 await self._placer.drain(each.replica.id)
         ended = await self._ended(own, now_ms)
-        order = {each.replica.id: place for place, each in enumerate(own)}  # that of every writer of several rows
+        after = {replica.id: replica for replica in ended}
         async with self._control.database.write() as connection:
-            for replica in sorted(ended, key=lambda each: order[each.id]):
-                await store_replica(connection, replica)
+            for each in own:  # in the order of every writer of several rows
+                await store_replica(connection, after[each.replica.id])
+                await record_change(
+                    self._control, connection, rows[each.deployment], each.replica, after[each.replica.id]
+                )
             for number in sorted({each.deployment for each in own}):
                 await note_change(connection, number, state="pending", detail="the control plane has ended")
         await bill_now(self._control)

@@ -91,6 +91,19 @@ class Glance:
     free_bytes: int
 
 
+async def record_change(
+    control: Control, connection: AsyncConnection, row: Rows, old: DedicatedReplica, new: DedicatedReplica
+) -> None:
+    """Write the log line and the audit row of a change of a replica's state. row: of its deployment."""
+    if old.state is new.state:
+        return
+    verb = "fail" if new.has_failed else {"ready": "start", "draining": "drain", "ended": "end"}[new.state]
+    log.info("replica.%s tenant=%s deployment=%s slot=%d", new.state, row["tenant"], row["name"], new.slot)
+    told = {"slot": new.slot, "state": new.state, "reason": new.reason}
+    actor, before = on_the_machine(control), {"state": old.state}
+    await record(connection, actor, verb, "replica", row["name"], tenant=row["tenant"], before=before, after=told)
+
+
 class Tending:
     """Tends the deployments of a control plane, one at a time."""
 
@@ -197,7 +210,7 @@ class Tending:
         async with self._control.database.write() as connection:
             for old, new in moved:
                 await store_replica(connection, new)
-                await self._record(connection, row, old, new)
+                await record_change(self._control, connection, row, old, new)
             database, placer = self._control.database, self._placer.id
             started = [each for each in begun if await insert_replica(database, connection, each, row, placer)]
             if told or started or any(old.state is not new.state for old, new in moved):
@@ -208,18 +221,6 @@ class Tending:
         if any(new.left_ms is not None and old.left_ms is None for old, new in moved):
             await bill_now(self._control)
         return started
-
-    async def _record(
-        self, connection: AsyncConnection, row: Rows, old: DedicatedReplica, new: DedicatedReplica
-    ) -> None:
-        """Write the log line and the audit row of a change of state."""
-        if old.state is new.state:
-            return
-        verb = "fail" if new.has_failed else {"ready": "start", "draining": "drain", "ended": "end"}[new.state]
-        log.info("replica.%s tenant=%s deployment=%s slot=%d", new.state, row["tenant"], row["name"], new.slot)
-        told = {"slot": new.slot, "state": new.state, "reason": new.reason}
-        actor, before = on_the_machine(self._control), {"state": old.state}
-        await record(connection, actor, verb, "replica", row["name"], tenant=row["tenant"], before=before, after=told)
 
     async def _act(
         self, row: Rows, acts: Acts, begun: Sequence[DedicatedReplica], untold: Sequence[str], kept: _Memory
