@@ -27,8 +27,8 @@ from manylora.control.registry.aliases import remove_alias, set_rule
 from manylora.control.registry.audit import record_repository
 from manylora.control.registry.intake import Intake
 from manylora.control.registry.operations import remove_repository
-from manylora.control.registry.repositories import create_repository, describe_repository, own_for_change
-from manylora.control.registry.sharing import set_public, share, unshare
+from manylora.control.registry.repositories import create_repository, own_for_change
+from manylora.control.registry.sharing import set_description_and_shares
 from manylora.control.storage.revisions import next_revision
 from manylora.control.tenants.audit import Actor, record
 from manylora.control.tenants.limits import require_known_bases
@@ -95,7 +95,8 @@ class Applying:
                 old = await get_tenant(connection, code)
                 await require_known_bases(self._control, connection, limits, old.facts.limits)
                 await set_terms(connection, code, limits=limits, weight=new["weight"], plan=new["plan"])
-            await set_state(connection, code, TenantState(new["state"]))
+            if step.old is None or step.old["state"] != new["state"]:
+                await set_state(connection, code, TenantState(new["state"]))
             await record(
                 connection, self._actor, "change", "tenant", code, tenant=code, before=step.old, after=step.new
             )
@@ -128,20 +129,24 @@ class Applying:
         async with control.database.write() as connection:
             await _require_unchanged(connection, step)
             if step.verb is Verb.CREATE:
-                await create_repository(
+                found = await create_repository(
                     connection,
                     owner,
                     name,
                     now_ms=control.now_ms(),
                     most=control.config.control.max_repositories,
+                    description=new["description"],
                     base_names=base_names(control.config),
                 )
-            found = await own_for_change(connection, owner, name)
-            await describe_repository(connection, owner, name, new["description"])
-            await set_public(connection, owner, name, new["public"])
-            for other in set(found.shared_with) - set(new["shared_with"]):  # first: the number of shares is limited
-                await unshare(connection, owner, name, other)
-            await share(connection, owner, name, new["shared_with"])
+            else:
+                found = await own_for_change(connection, owner, name)
+            await set_description_and_shares(
+                connection,
+                found,
+                description=new["description"],
+                is_public=new["public"],
+                shared_with=new["shared_with"],
+            )
             await record_repository(connection, self._actor, step.verb, found, before=step.old, after=step.new)
 
     async def _alias(self, step: CatalogueStep) -> None:

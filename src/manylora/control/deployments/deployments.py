@@ -7,7 +7,7 @@ deployments follow from the settings and have no rows.
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -158,6 +158,14 @@ async def list_deployments(
         live = await live_replicas(connection, tenant)
         found += [_deployment(row, live) for row in (await connection.execute(asked)).all()]
     return found
+
+
+async def deployments_of(connection: AsyncConnection, owners: Collection[TenantId]) -> list[Deployment]:
+    """Return the dedicated deployments of some tenants, in the order of their creation."""
+    mine = and_(deployments.c.tenant.in_(owners), deployments.c.deleted_ms.is_(None))
+    rows = (await connection.execute(select(deployments).where(mine).order_by(deployments.c.number))).all()
+    live = await live_replicas(connection) if rows else {}
+    return [_deployment(row, live) for row in rows]
 
 
 async def every_deployment(connection: AsyncConnection, *, limit: int, after: int = 0) -> list[Deployment]:

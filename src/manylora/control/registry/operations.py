@@ -67,7 +67,7 @@ async def clear_tenant(intake: Intake, actor: Actor, owner: TenantId) -> None:
     """Delete every repository, file and open upload of a tenant."""
     control = intake.control
     async with control.database.write() as connection:
-        while found := await list_everything(connection, tenant=owner, limit=CLEARED_AT_ONCE):
+        while found := await list_everything(connection, owners=[owner], limit=CLEARED_AT_ONCE):
             for each in found:
                 await delete_repository(connection, owner, each.name, control.now_ms())
                 await record_repository(connection, actor, "delete", each)

@@ -8,7 +8,7 @@ import json
 import re
 import uuid
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,11 +90,11 @@ async def list_repositories(
 
 
 async def list_everything(
-    connection: AsyncConnection, *, tenant: str | None, limit: int, after: int = 0
+    connection: AsyncConnection, *, owners: Collection[str] | None, limit: int, after: int = 0
 ) -> list[Repository]:
-    """Return the repositories of a tenant, or of all, in the order of creation, as their owners see them."""
+    """Return the repositories of some tenants, or of all, in the order of creation, as their owners see them."""
     of = repositories.c.number > after
-    found = await _rows(connection, of if tenant is None else and_(of, repositories.c.tenant == tenant), limit)
+    found = await _rows(connection, of if owners is None else and_(of, repositories.c.tenant.in_(owners)), limit)
     return await _filled(connection, found)
 
 

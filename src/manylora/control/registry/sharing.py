@@ -1,11 +1,16 @@
 """Sharing of repositories: with named tenants, or with all."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from sqlalchemy import and_, delete, insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora.control.registry.repositories import own_for_change, set_repository
+from manylora.control.registry.repositories import (
+    Repository,
+    check_description,
+    own_for_change,
+    set_repository,
+)
 from manylora.control.storage.tables import shares
 from manylora.control.storage.texts import shown
 from manylora.control.tenants.tenants import is_tenant_name
@@ -19,6 +24,29 @@ async def set_public(connection: AsyncConnection, tenant: TenantId, reference: s
     """Let every tenant use a repository, or only those it is shared with. Raise `ResourceNotFound`."""
     repository = await own_for_change(connection, tenant, reference)
     await set_repository(connection, repository.number, is_public=is_public)
+
+
+async def set_description_and_shares(
+    connection: AsyncConnection,
+    repository: Repository,
+    *,
+    description: str,
+    is_public: bool,
+    shared_with: Iterable[str],
+) -> None:
+    """Set a repository's description, and whom it is shared with, writing only what differs.
+
+    repository: as `create_repository` or `own_for_change` has returned it in the same transaction.
+    Raises `InvalidParameter` as `share` and `describe_repository`.
+    """
+    check_description(description)
+    if (description, is_public) != (repository.description, repository.is_public):
+        await set_repository(connection, repository.number, description=description, is_public=is_public)
+    old, new = {*repository.shared_with}, {*shared_with} - {repository.owner}
+    if ended := sorted(old - new):
+        mine = and_(shares.c.repository == repository.number, shares.c.tenant.in_(ended))
+        await connection.execute(delete(shares).where(mine))
+    await _insert_shares(connection, repository, old & new, new - old)
 
 
 def check_sharer(name: str) -> None:
@@ -35,13 +63,19 @@ async def share(connection: AsyncConnection, tenant: TenantId, reference: str, o
     Raises `ResourceNotFound`; `InvalidParameter` for a text that cannot be a tenant's name, and for too many shares.
     """
     repository = await own_for_change(connection, tenant, reference)
-    wanted = set(others) - set(repository.shared_with) - {tenant}
-    for name in sorted(wanted):
+    kept = {*repository.shared_with}
+    await _insert_shares(connection, repository, kept, {*others} - kept - {tenant})
+
+
+async def _insert_shares(
+    connection: AsyncConnection, repository: Repository, kept: Collection[str], new: Collection[str]
+) -> None:
+    for name in sorted(new):
         check_sharer(name)
-    if len(wanted) + len(repository.shared_with) > MAX_SHARES:
+    if len(new) + len(kept) > MAX_SHARES:
         raise InvalidParameter(f"a repository is shared with at most {MAX_SHARES} tenants", parameter="tenants")
-    for other in sorted(wanted):
-        await connection.execute(insert(shares).values(repository=repository.number, tenant=other))
+    if rows := [{"repository": repository.number, "tenant": name} for name in sorted(new)]:
+        await connection.execute(insert(shares), rows)
 
 
 async def unshare(connection: AsyncConnection, tenant: TenantId, reference: str, other: str) -> None:

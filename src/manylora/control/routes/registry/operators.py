@@ -45,7 +45,7 @@ async def list_all(
     async with control.database.read() as connection:
         if tenant is not None:
             await get_tenant(connection, tenant)
-        found = await list_everything(connection, tenant=tenant, limit=limit, after=after)
+        found = await list_everything(connection, owners=None if tenant is None else [tenant], limit=limit, after=after)
     last = found[-1].number if len(found) == limit else None
     return {"data": {"repos": [repository_json(each, is_own=True) for each in found], "after": last}}
 
