@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, select
+from sqlalchemy import URL, event, select
 
+from manylora.control.deployments.stops import SpendingStops
 from manylora.control.storage.placement_tables import deployment_payers
 from manylora.control.storage.tables import deployments, ledger
-from tests.control.process.placing_site import SECOND, Site, at_a_site
+from tests.control.plane import Plane, in_plane
+from tests.control.process.placing_site import CREDIT, SECOND, Site, at_a_site
 
 BUDGETS: dict[str, tuple[dict[str, bool] | None, str]] = {
     "of the tenant": ({}, "the budget `b` of"),
@@ -110,3 +112,38 @@ def test_a_second_goes_to_the_key_that_paid_as_it_began(url: URL, tmp_path: Path
         assert payers == [first]  # what is billed needs no other
 
     at_a_site(url, tmp_path, scenario)
+
+
+def test_more_tenants_and_keys_take_no_more_statements(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        rows: list[dict[str, Any]] = []
+        budgets: tuple[dict[str, Any], ...] = (
+            {"limit_nanousd": 0},
+            {"limit_nanousd": 0, "hard": False},
+            {"limit_nanousd": 0, "adapter": "triage"},
+            {"limit_nanousd": 1},
+        )
+        for number, budget in enumerate(budgets):
+            credit = 0 if number == 3 else CREDIT
+            code = f"t{number}"
+            key = (await plane.new_tenant(code, credit_nanousd=credit)).split("_")[1]
+            made = await plane.call("POST", f"/admin/tenants/{code}/budgets", {"name": "b", **budget})
+            assert made.status_code == 201, made.text
+            rows += [{"number": 10 * number + each, "tenant": code, "key": key if each else None} for each in range(2)]
+        statements = list[str]()
+
+        def note(*arguments: Any) -> None:
+            statements.append(arguments[2])
+
+        stops, now_ms = SpendingStops(plane.control), plane.control.now_ms()
+        await stops.reasons(rows, now_ms)  # it tells the stop of the first budget
+        event.listen(plane.control.database._engine.sync_engine, "before_cursor_execute", note)
+        few = await stops.reasons(rows[:2], now_ms)
+        assert sorted(few) == [0, 1]
+        number = len(statements)
+        statements.clear()
+        found = await stops.reasons(rows, now_ms)
+        assert len(statements) == number
+        assert found == few | dict.fromkeys((30, 31), "its tenant has no credit left")
+
+    in_plane(url, tmp_path, scenario)

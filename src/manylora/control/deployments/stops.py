@@ -4,22 +4,25 @@ A second of a deployment counts against the budgets of its tenant and of the key
 configuration last, as the second began. They have no adapter, so no budget of an adapter counts them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from manylora.control.budgets.budgets import Budget, list_budgets, spent_of
+from manylora.control.budgets.budgets import Budget, list_budgets
 from manylora.control.budgets.spending import tell_stop
 from manylora.control.calendar import month_of
 from manylora.control.control import Control
+from manylora.control.storage.budget_tables import budget_spending
 from manylora.control.storage.locks import lock_tenants
 from manylora.control.storage.tables import keys, spending, tenants
-from manylora.control.tenants.credit import balance_of
+from manylora.control.tenants.credit import left_of_each
 from manylora.control.tenants.tenants import is_unlimited
 from manylora.errors import QuotaExhausted
+from manylora.ids import KeyId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +31,19 @@ class SpendingStop:
 
     reason: str
     budget: Budget | None = None
+
+
+NO_CREDIT = SpendingStop(reason="its tenant has no credit left")
+Payer = tuple[str, str | None]
+"""A tenant, and the key whose budgets count the seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyLine:
+    """A key and those that it was rotated into: the first one's id, and whether its budget of the month is used up."""
+
+    origin: KeyId
+    is_used_up: bool
 
 
 class SpendingStops:
@@ -39,16 +55,13 @@ class SpendingStops:
 
     async def reasons(self, rows: Sequence[Mapping[str, Any]], now_ms: int) -> dict[int, str]:
         """Return the reason of each stopped deployment by its number. rows: of `deployments`."""
-        found: dict[int, SpendingStop] = {}
-        known: dict[tuple[str, str | None], SpendingStop | None] = {}
+        payers = {(row["tenant"], row["key"]) for row in rows}
         async with self._control.database.read() as connection:
-            for row in rows:
-                payer = (row["tenant"], row["key"])
-                if payer not in known:
-                    known[payer] = await _out_of_credit(self._control, connection, row["tenant"], now_ms)
-                    known[payer] = known[payer] or await _out_of_budget(connection, *payer, now_ms)
-                if (stop := known[payer]) is not None:
-                    found[row["number"]] = stop
+            poor = await _without_credit(self._control, connection, {tenant for tenant, _ in payers}, now_ms)
+            stopped = await _out_of_budget(connection, payers, now_ms)
+        stopped |= {payer: NO_CREDIT for payer in payers if payer[0] in poor}
+        of_rows = ((row["number"], (row["tenant"], row["key"])) for row in rows)
+        found = {number: stopped[payer] for number, payer in of_rows if payer in stopped}
         budgets = {each.budget.facts.id: each.budget for each in found.values() if each.budget is not None}
         told = {(name, budget.period_at(now_ms).begin_ms) for name, budget in budgets.items()}
         if fresh := told - self._told:
@@ -62,41 +75,98 @@ class SpendingStops:
 
 async def require_budget(connection: AsyncConnection, tenant: str, key: str | None, now_ms: int) -> None:
     """Raise `QuotaExhausted` if a budget lets no deployment of a tenant, made with a key, spend anything."""
-    if (stop := await _out_of_budget(connection, tenant, key, now_ms)) is not None:
+    payer: Payer = (tenant, key)
+    if (stop := (await _out_of_budget(connection, [payer], now_ms)).get(payer)) is not None:
         raise QuotaExhausted(f"no deployment may start: {stop.reason}")
 
 
-async def _out_of_credit(
-    control: Control, connection: AsyncConnection, tenant: str, now_ms: int
-) -> SpendingStop | None:
-    if not control.is_key_needed or is_unlimited(tenant):
-        return None
-    left = (await balance_of(connection, tenant, now_ms)).left_nanousd
-    return SpendingStop(reason="its tenant has no credit left") if left <= 0 else None
+async def _without_credit(
+    control: Control, connection: AsyncConnection, names: Collection[str], now_ms: int
+) -> Collection[str]:
+    """Return the tenants without credit, of those that need some."""
+    needing = [name for name in sorted(names) if control.is_key_needed and not is_unlimited(name)]
+    left = await left_of_each(connection, needing, now_ms) if needing else {}
+    return {name for name in needing if left[name] <= 0}
 
 
-async def _out_of_budget(connection: AsyncConnection, tenant: str, key: str | None, now_ms: int) -> SpendingStop | None:
-    month = select(func.coalesce(func.sum(spending.c.cost_nanousd), 0)).where(
-        spending.c.tenant == tenant, spending.c.month == month_of(now_ms)
+async def _out_of_budget(
+    connection: AsyncConnection, payers: Collection[Payer], now_ms: int
+) -> dict[Payer, SpendingStop]:
+    """Return the stops of payers by their budgets, in a number of statements that does not grow with the payers."""
+    if not payers:
+        return {}
+    names = sorted({tenant for tenant, _ in payers})
+    of_tenants = await _out_of_month(connection, names, now_ms)
+    lines = await _lines(connection, {key for _, key in payers if key is not None}, now_ms)
+    spent, hard = await _hard_budgets(connection, names, now_ms)
+    found: dict[Payer, SpendingStop] = {}
+    for tenant, key in payers:
+        line = None if key is None else lines.get(key)
+        origin = None if line is None else line.origin
+        if tenant in of_tenants:
+            found[tenant, key] = SpendingStop(reason="its tenant's budget of the month is used up")
+        elif line is not None and line.is_used_up:
+            reason = f"the budget of the month of the key {origin}, which pays for it, is used up"
+            found[tenant, key] = SpendingStop(reason=reason)
+        else:
+            for budget in hard.get(tenant, ()):
+                if budget.facts.covers(origin, None) and spent[budget.facts.id] >= budget.limit_nanousd:
+                    found[tenant, key] = SpendingStop(reason=budget.told(now_ms), budget=budget)
+                    break
+    return found
+
+
+async def _out_of_month(connection: AsyncConnection, names: Sequence[str], now_ms: int) -> Collection[str]:
+    """Return the tenants whose budget of the month is used up."""
+    asked = select(tenants.c.id, tenants.c.monthly_budget_nanousd)
+    asked = asked.where(tenants.c.id.in_(names), tenants.c.monthly_budget_nanousd.is_not(None))
+    most = {row.id: row.monthly_budget_nanousd for row in (await connection.execute(asked)).all()}
+    month = select(spending.c.tenant, func.sum(spending.c.cost_nanousd).label("cost"))
+    month = month.where(spending.c.tenant.in_([*most]), spending.c.month == month_of(now_ms))
+    rows = (await connection.execute(month.group_by(spending.c.tenant))).all()
+    sums = {row.tenant: row.cost for row in rows}
+    return {name for name, amount in most.items() if sums.get(name, 0) >= amount}
+
+
+async def _lines(connection: AsyncConnection, names: Collection[str], now_ms: int) -> dict[str, KeyLine]:
+    """Return the line of each key: the key that it was rotated from, whose budget of the month counts."""
+    first = keys.alias()
+    asked = select(keys.c.id, first.c.id.label("origin"), first.c.tenant, first.c.monthly_budget_nanousd)
+    asked = asked.join(first, first.c.id == keys.c.origin).where(keys.c.id.in_(sorted(names)))
+    rows = (await connection.execute(asked)).all() if names else []
+    bounded = sorted({row.origin for row in rows if row.monthly_budget_nanousd is not None})
+    month = select(spending.c.tenant, keys.c.origin, func.sum(spending.c.cost_nanousd))
+    month = month.join(keys, keys.c.id == spending.c.key).where(keys.c.origin.in_(bounded))
+    month = month.where(spending.c.month == month_of(now_ms)).group_by(spending.c.tenant, keys.c.origin)
+    sums = (
+        {(tenant, origin): cost for tenant, origin, cost in (await connection.execute(month)).all()} if bounded else {}
     )
-    asked = select(tenants.c.monthly_budget_nanousd).where(tenants.c.id == tenant)
-    most = (await connection.execute(asked)).scalar_one_or_none()
-    if most is not None and (await connection.execute(month)).scalar_one() >= most:
-        return SpendingStop(reason="its tenant's budget of the month is used up")
-    origin: str | None = None
-    if key is not None:
-        line = select(keys.c.origin).where(keys.c.id == key).scalar_subquery()
-        first = (await connection.execute(select(keys).where(keys.c.id == line))).one_or_none()
-        origin = None if first is None else first.origin
-        if first is not None and first.monthly_budget_nanousd is not None:
-            own = month.where(spending.c.key.in_(select(keys.c.id).where(keys.c.origin == origin)))
-            if (await connection.execute(own)).scalar_one() >= first.monthly_budget_nanousd:
-                return SpendingStop(
-                    reason=f"the budget of the month of the key {origin}, which pays for it, is used up"
-                )
-    for budget in await list_budgets(connection, tenant):
-        if not budget.is_hard or not budget.facts.covers(origin, None):
-            continue
-        if await spent_of(connection, budget, budget.period_at(now_ms)) >= budget.limit_nanousd:
-            return SpendingStop(reason=budget.told(now_ms), budget=budget)
-    return None
+    return {
+        row.id: KeyLine(
+            origin=row.origin,
+            is_used_up=row.monthly_budget_nanousd is not None
+            and sums.get((row.tenant, row.origin), 0) >= row.monthly_budget_nanousd,
+        )
+        for row in rows
+    }
+
+
+async def _hard_budgets(
+    connection: AsyncConnection, names: Sequence[str], now_ms: int
+) -> tuple[Counter[str], dict[str, list[Budget]]]:
+    """Return what the present periods of hard budgets have spent, by budget, and the budgets by tenant."""
+    found: dict[str, list[Budget]] = defaultdict(list)
+    begins: dict[str, int] = {}
+    for budget in await list_budgets(connection, *names):
+        if budget.is_hard:
+            found[budget.tenant].append(budget)
+            begins[budget.facts.id] = budget.period_at(now_ms).begin_ms
+    spent = Counter[str]()
+    if begins:
+        rows = budget_spending.c
+        asked = select(rows.budget, rows.period_ms, func.sum(rows.cost_nanousd))
+        asked = asked.where(rows.budget.in_(sorted(begins)), rows.period_ms.in_(sorted({*begins.values()})))
+        for name, period_ms, cost in (await connection.execute(asked.group_by(rows.budget, rows.period_ms))).all():
+            if begins[name] == period_ms:
+                spent[name] = int(cost)
+    return spent, found

@@ -4,6 +4,8 @@ An edge spends its lease without asking, so that several edges together never sp
 The unspent part of a lease is its amount less the ledger's rows of that edge and tenant.
 """
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, delete, func, insert, select, update
@@ -17,7 +19,7 @@ from manylora.control.storage.budget_tables import budget_spending
 from manylora.control.storage.locks import lock_tenants
 from manylora.control.storage.tables import credits, keys, leases, spending, tenants
 from manylora.control.tenants.tenants import get_tenant, is_unlimited
-from manylora.control.wallet.wallet import GrantTerms, Wallet, expired_of, unswept_tenants
+from manylora.control.wallet.wallet import GrantTerms, Wallet, expired_of, expired_of_each, unswept_tenants
 from manylora.errors import InvalidParameter, ResourceNotFound
 from manylora.ids import TenantId
 from manylora.tenancy import Lease
@@ -129,6 +131,18 @@ async def balance_of(connection: AsyncConnection, tenant: str, now_ms: int) -> B
         spent_this_month_nanousd=int((await connection.execute(this_month)).scalar_one()),
         expired_nanousd=await expired_of(connection, tenant, now_ms),
     )
+
+
+async def left_of_each(connection: AsyncConnection, names: Collection[str], now_ms: int) -> Counter[str]:
+    """Return the remaining credit of tenants, as `Balance.left_nanousd` has it, by tenant."""
+    granted = select(credits.c.tenant, func.sum(credits.c.nanousd)).where(credits.c.tenant.in_(names))
+    charged = select(spending.c.tenant, -func.sum(spending.c.cost_nanousd)).where(spending.c.tenant.in_(names))
+    left = Counter[str]()
+    for asked in (granted.group_by(credits.c.tenant), charged.group_by(spending.c.tenant)):
+        for tenant, amount in (await connection.execute(asked)).all():
+            left[tenant] += int(amount)
+    left.subtract(await expired_of_each(connection, names, now_ms))
+    return left
 
 
 async def lease_credit(control: Control, edge: str, tenant: str, nanousd: int, key: str = "") -> Lease:

@@ -1,7 +1,8 @@
 """Wallets in the database: read under the lock of their tenant, changed by `WalletBook`, written back in one go."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,18 +194,26 @@ def _own(table: Any, **values: object) -> Sequence[ColumnElement[bool]]:
 
 async def expired_of(connection: AsyncConnection, tenant: str, now_ms: int) -> int:
     """Return the nano-dollars of a tenant that have expired by now, those included that no row of `EXPIRE` has yet."""
-    done = select(func.coalesce(func.sum(grants.c.expired_nanousd), 0)).where(grants.c.tenant == tenant)
-    has_ended = and_(grants.c.tenant == tenant, grants.c.expires_ms <= now_ms)
+    return (await expired_of_each(connection, [tenant], now_ms))[tenant]
+
+
+async def expired_of_each(connection: AsyncConnection, names: Collection[str], now_ms: int) -> Counter[str]:
+    """Return the same of several tenants, by tenant."""
+    has_ended = and_(grants.c.tenant.in_(names), grants.c.expires_ms <= now_ms)
     left = grants.c.nanousd - grants.c.spent_nanousd - grants.c.expired_nanousd
-    ended = select(func.coalesce(func.sum(left), 0)).where(has_ended)
+    done = select(grants.c.tenant, func.sum(grants.c.expired_nanousd)).where(grants.c.tenant.in_(names))
+    ended = select(grants.c.tenant, func.sum(left)).where(has_ended)
     held = (
-        select(func.coalesce(func.sum(wallet_holds.c.nanousd), 0))
-        .join(grants, grants.c.number == wallet_holds.c.grant_number)
+        select(grants.c.tenant, -func.sum(wallet_holds.c.nanousd))
+        .join(wallet_holds, grants.c.number == wallet_holds.c.grant_number)
         .join(leases, _is_valid_lease(now_ms))
         .where(has_ended)
     )
-    amounts = [int((await connection.execute(asked)).scalar_one()) for asked in (done, ended, held)]
-    return amounts[0] + amounts[1] - amounts[2]
+    found = Counter[str]()
+    for asked in (done, ended, held):
+        for tenant, amount in (await connection.execute(asked.group_by(grants.c.tenant))).all():
+            found[tenant] += int(amount)
+    return found
 
 
 def _is_valid_lease(now_ms: int) -> ColumnElement[bool]:
