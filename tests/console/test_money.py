@@ -1,10 +1,12 @@
 """Invoices with numbers, webhooks, prices, new tenants and deployments on the console's pages."""
 
+import re
 from pathlib import Path
 
 from manylora.control.billing.ledger import insert_records
 from tests.console.house import PASSWORD, Browser, ConsoleHouse, in_console, text_of
 from tests.control.plane import record
+from tests.control.uploading import base_settings
 
 MONTH, SETTLED_S = "2023-11", 31 * 86_400
 INVOICES, TENANTS, PRICES = (f"/console/operator/{name}" for name in ("invoices", "tenants", "prices"))
@@ -102,5 +104,16 @@ def test_a_tenant_sees_its_own_deployments_with_their_state(tmp_path: Path) -> N
         browser, page = house.new_browser(), "/console/deployments"
         await browser.sign_up("acme")
         assert "No dedicated deployments" in text_of((await browser.get(page)).text)
+        key = await house.plane.new_tenant("rival")
+        body = {"name": "mine", "config": {"baseModel": "Tiny-Base", "minReplicas": 1}}
+        assert (await house.plane.call("POST", "/v2/deployments", body, key=key)).is_success
+        login = await house.plane.call("PUT", "/v1/account/login", {"password": PASSWORD}, key=key)
+        assert login.is_success
+        browser = house.new_browser()
+        await browser.sign_in("rival")
+        shown = (await browser.get(page)).text
+        row = re.search(r'<th scope="row">mine(.*?)</th>', shown, re.DOTALL)
+        assert row is not None
+        assert text_of(row[1]) == f"$1.21 an hour for each ready replica, $0 in {MONTH}", "also on a narrow screen"
 
-    in_console(tmp_path, scenario)
+    in_console(tmp_path, scenario, settings=base_settings(tmp_path))
