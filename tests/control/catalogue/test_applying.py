@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from sqlalchemy import URL
+from sqlalchemy import URL, select
 
 from manylora.control.catalogue.applying import Applying
 from manylora.control.catalogue.planning import CatalogueStep, Verb
 from manylora.control.registry.intake import Intake
+from manylora.control.storage.placement_tables import deployment_payers
+from manylora.control.storage.tables import deployments
 from manylora.control.tenants.audit import on_the_machine
 from tests.control.catalogue.declaring import BASE, OF_A_SERVER, PATH, Json, export, names, put
 from tests.control.plane import Plane, in_plane, migrated_in, standing_plane
@@ -160,5 +163,39 @@ def test_deployments_must_fit_together_before_anything_is_done(url: URL, tmp_pat
             None,
             ["delete deployment fresh/a", "create deployment fresh/b"],
         ), "memory is left before it is taken"
+
+    in_plane(url, tmp_path, scenario)
+
+
+def test_a_deployment_names_the_key_that_pays_for_it_or_leaves_the_present_one(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        own, rival = [(await plane.new_tenant(code)).split("_")[1] for code in ("acme", "rival")]
+
+        def body(cooldown: int, **more: Any) -> Json:
+            deployment = {"config": _config(cooldownTime=cooldown), **more}
+            return {"tenants": {"acme": {"deployments": {"mine": deployment}}}}
+
+        async def payers() -> list[str | None]:
+            async with plane.control.database.read() as connection:
+                rows = await connection.execute(select(deployments.c.key))
+                paid = await connection.execute(select(deployment_payers.c.key).order_by(deployment_payers.c.number))
+                return [rows.scalar_one(), *paid.scalars()]
+
+        for strange in (rival, "nobody"):
+            refused = await plane.call("PUT", f"{PATH}?dryRun=true", body(9, key=strange))
+            assert (refused.status_code, f"no key `{strange}`" in refused.text) == (422, True), refused.text
+        made = await put(plane, body(9, key=own))
+        assert names(made) == ["create deployment acme/mine"]
+        assert await payers() == [own, own]
+        for config in (body(9), await export(plane)):
+            assert (await put(plane, config))["plan"] == [], "an export names no key"
+        changed = await put(plane, body(10))
+        assert changed["failed"] is None
+        assert await payers() == [own, own], "the operator's change leaves the payer"
+        plane.clock.advance(1)
+        ended = await put(plane, body(10, key=""))
+        assert [step["changes"] for step in ended["plan"]] == [{"key": {"old": own, "new": None}}]
+        assert (await payers())[0] is None
+        assert (await put(plane, body(10, key="")))["plan"] == []
 
     in_plane(url, tmp_path, scenario)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.catalogue.planning import CatalogueStep
@@ -16,6 +17,7 @@ from manylora.control.deployments.deployments import (
 )
 from manylora.control.deployments.memory import require_memory_of_all
 from manylora.control.http.schemas import LimitsBody
+from manylora.control.storage.tables import keys
 from manylora.control.tenants.limits import unknown_bases
 from manylora.errors import InvalidParameter
 from manylora.ids import TenantId
@@ -47,6 +49,7 @@ async def _require_deployable(
         wanted[code, name] = (
             None if step.new is None else _columns(step, shared, control.config.placement.hourly_nanousd)
         )
+    await _require_keys(connection, steps)
     for code in sorted({code for code, _ in wanted}):
         present = {each.name for each in await list_deployments(connection, TenantId(code), [], "dedicated")}
         kept = present - {name for owner, name in wanted if owner == code}
@@ -55,6 +58,23 @@ async def _require_deployable(
             raise InvalidParameter(f"tenant `{code}`: a tenant has at most {MAX_DEPLOYMENTS} deployments")
     if control.placer is not None and any(columns is not None for columns in wanted.values()):
         await require_memory_of_all(connection, control.placer, wanted)
+
+
+async def _require_keys(connection: AsyncConnection, steps: Sequence[CatalogueStep]) -> None:
+    """Raise `InvalidParameter` for a step that lets a key pay which its tenant has not, or has no more."""
+    new = {step.place: (step.new or {}).get("key") for step in steps}
+    old = {step.place: (step.old or {}).get("key") for step in steps}
+    chosen = {place: key for place, key in new.items() if key is not None and key != old[place]}
+    if not chosen:
+        return
+    asked = select(keys.c.tenant, keys.c.id).where(keys.c.id.in_(sorted({*chosen.values()})))
+    asked = asked.where(keys.c.revoked_ms.is_(None), keys.c.is_session.is_(False))
+    known = {(tenant, key) for tenant, key in (await connection.execute(asked)).all()}
+    for (_, code, name), key in chosen.items():
+        if (code, key) not in known:
+            raise InvalidParameter(
+                f"deployment `{code}/{name}`: the tenant has no key `{key}` in force", parameter="key"
+            )
 
 
 def _columns(step: CatalogueStep, shared: Shared, hourly_nanousd: int) -> dict[str, Any]:  # values of several types

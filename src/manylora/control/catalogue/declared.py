@@ -111,10 +111,14 @@ class DeclaredRepository(RequestBody):
 
 
 class DeclaredDeployment(RequestBody):
-    """A dedicated deployment. `config` as of `POST /v2/deployments`, without secrets."""
+    """A dedicated deployment. `config` as of `POST /v2/deployments`, without secrets.
+
+    `key`: the id of the key of its tenant whose budgets count its seconds; empty: none does; left out: as it is.
+    """
 
     description: Description = ""
     config: DeploymentConfig = Field(default_factory=dict)
+    key: Annotated[str, Field(max_length=8)] | None = None
 
 
 class DeclaredTenant(RequestBody):
@@ -166,6 +170,7 @@ class DeclaredCatalogue(RequestBody):
                 found["deployment", code, name] = {
                     "description": deployment.description,
                     "config": public_config(deployment.config),
+                    **({} if deployment.key is None else {"key": deployment.key or None}),
                 }
         return found
 

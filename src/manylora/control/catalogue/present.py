@@ -91,7 +91,8 @@ async def _own_of(connection: AsyncConnection, codes: Collection[TenantId]) -> d
 
 def _add_deployments(deployments: Iterable[Deployment], found: Present) -> None:
     for deployment in deployments:
-        values = {"description": deployment.description, "config": public_config(deployment.config)}
+        values: Values = {"description": deployment.description, "config": public_config(deployment.config)}
+        values["key"] = deployment.key
         found.objects["deployment", str(deployment.tenant), deployment.name] = values
 
 
@@ -127,7 +128,10 @@ def _tenant(tenant: Tenant) -> Values:
 
 
 def catalogue_of(objects: Objects) -> Values:
-    """Return the catalogue that declares exactly these objects, as JSON. `objects`: each after the one that has it."""
+    """Return the catalogue that declares these objects, as JSON. `objects`: each after the one that has it.
+
+    It has no keys, those that pay for deployments included: it may be applied to a server that has others.
+    """
     prices: Values = {}
     tenants: dict[str, Any] = {}
     for place, values in objects.items():
@@ -142,5 +146,5 @@ def catalogue_of(objects: Objects) -> Values:
                 kept = {field: value for field, value in values.items() if value not in (None, "")}
                 tenants[code]["repositories"][repository]["aliases"][name] = kept
             case ("deployment", code, name):
-                tenants[code]["deployments"][name] = dict(values)
+                tenants[code]["deployments"][name] = {field: values[field] for field in ("description", "config")}
     return {"form": 1, "prices": prices, "tenants": tenants}

@@ -69,6 +69,7 @@ class Deployment:
     config          the client's configuration, in camelCase
     detail          why it is in its state; empty where there is nothing to say
     replicas        the live replicas of a dedicated one
+    key             id of the key whose budgets count its seconds; None: those of the tenant alone do
     """
 
     number: int
@@ -88,6 +89,7 @@ class Deployment:
     config: Mapping[str, Any] = field(default_factory=dict)
     detail: str = ""
     replicas: tuple[DedicatedReplica, ...] = ()
+    key: str | None = None
 
     @property
     def current_replicas(self) -> int:
@@ -279,7 +281,8 @@ async def change_deployment(
     A key that changes the configuration pays for the seconds from then on, so that none spends by another's.
     Raise as `find_deployment`, `InvalidParameter`.
 
-    Args:  is_whole  `config` takes the place of the present one: a field that it lacks has its default
+    Args:  is_whole  `config` takes the place of the present one: a field that it lacks has its default; and `key`
+                     pays, whatever changes
     """
     old = await _own(connection, tenant, name, shared)
     given = {key: value for key, value in (config or {}).items() if value is not None}
@@ -292,7 +295,7 @@ async def change_deployment(
     elif options_of(old.base, whole) == options_of(old.base, old.config):
         del columns["replica_bytes"]  # another control plane may place it, by the memory that it has planned
     values = {**columns, "updated_ms": now_ms, "failures": 0, "retry_ms": 0}  # a change may be the remedy
-    if whole != old.config:
+    if key != old.key if is_whole else whole != old.config:
         values["key"] = key
         await set_payer(connection, old.number, key, now_ms)
     if description is not None:
@@ -429,4 +432,5 @@ def _deployment(row: Row[Any], live: Mapping[int, Sequence[LiveReplica]]) -> Dep
         config=json.loads(row.config),
         detail=row.detail,
         replicas=tuple(each.replica for each in live.get(row.number, ())),
+        key=row.key,
     )
