@@ -14,15 +14,19 @@ from manylora.control.billing.ledger import insert_records
 from manylora.control.billing.prices import set_price
 from manylora.control.edges.snapshot import take_snapshot
 from manylora.control.storage.budget_tables import budget_alerts
-from manylora.control.tenants.credit import lease_credit
+from manylora.control.storage.wallet_tables import wallet_holds
+from manylora.control.tenants.credit import UNLIMITED_NANOUSD, lease_credit
 from manylora.control.zones import PeriodKind, month_in, period_at
 from manylora.errors import InvalidParameter, QuotaExhausted
 from manylora.ids import KeyId, TenantId
 from manylora.server.access.credit import LeasedCredit
 from manylora.tenancy import BudgetFacts, PriceFacts, called_adapter
+from tests.conftest import long
 from tests.control.billing.test_ledger_and_credit import Client
 from tests.control.plane import Plane, in_plane, migrated_in, record
 
+COST = 110 * 200
+"""Of a record at the shipped price."""
 PRICE = PriceFacts(base="cheap", version=1, effective_ms=0, input_nanousd=1, output_nanousd=1)
 ACME = TenantId("acme")
 
@@ -241,3 +245,34 @@ def test_an_adapters_budget_covers_its_versions_and_its_members() -> None:
         assert budget.covers(None, name) is is_covered, name
     assert called_adapter("acme", "triage/3", "acme") == "triage/3"
     assert called_adapter("acme", "triage/3,x/1", "beta") == "beta/triage/3,beta/x/1"
+
+
+@pytest.mark.parametrize("tenant", ["operator", *long("default")])
+def test_a_hard_budget_bounds_a_tenant_whose_credit_has_no_bound(run: Callable[..., None], tenant: str) -> None:
+    async def scenario(plane: Plane) -> None:
+        async def leased(edge: str, nanousd: int) -> tuple[int, str]:
+            lease = await lease_credit(plane.control, edge, tenant, nanousd)
+            return lease.granted_nanousd, lease.reason
+
+        path, body = f"/admin/tenants/{tenant}", {"name": "team", "limit_nanousd": 5 * COST}
+        soft = await plane.call("POST", f"{path}/budgets", {**body, "name": "soft", "hard": False})
+        assert soft.status_code == 201, soft.text
+        assert await leased("edge-1", COST) == (UNLIMITED_NANOUSD, "")
+        made = await plane.call("POST", f"{path}/budgets", body)
+        assert made.status_code == 201, made.text
+        assert await leased("edge-1", 0) == (0, ""), "at the renewal of its lease"
+        assert await leased("edge-1", 3 * COST) == (3 * COST, "")
+        assert await leased("edge-2", 4 * COST) == (2 * COST, "budget")
+        used = [record(n, tenant=tenant, opened_ms=plane.control.now_ms(), edge="edge-1") for n in range(3)]
+        await insert_records(plane.control, used)
+        assert await leased("edge-1", COST) == (3 * COST, "budget"), "the rest is leased to the other"
+        async with plane.control.database.read() as connection:
+            assert (await connection.execute(select(wallet_holds))).all() == [], "no grant is set aside"
+        ended = await plane.call("DELETE", f"/admin/budgets/{made.json()['id']}")
+        assert ended.is_success, ended.text
+        assert await leased("edge-1", COST) == (UNLIMITED_NANOUSD, "")
+        limits = await plane.call("PUT", f"{path}/limits", {"monthly_budget_nanousd": 4 * COST})
+        assert limits.is_success, limits.text
+        assert (await leased("edge-3", 9 * COST))[1] == "budget"
+
+    run(scenario)

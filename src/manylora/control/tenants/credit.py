@@ -156,7 +156,7 @@ async def lease_credit(control: Control, edge: str, tenant: str, nanousd: int, k
         raise InvalidParameter(f"`nanousd` must be at least 0. Given: {nanousd}", parameter="nanousd")
     now_ms = control.now_ms()
     expires_ms = now_ms + int(1000 * control.config.control.lease_s)
-    if is_unlimited(tenant) and not key:
+    if is_unlimited(tenant) and not key and not await _has_stop(control, tenant):
         return Lease(tenant=TenantId(tenant), granted_nanousd=UNLIMITED_NANOUSD, expires_ms=expires_ms, now_ms=now_ms)
     async with control.database.write() as connection:
         # The lock makes leases of one tenant run one after the other: each reads the rest and reduces it.
@@ -173,16 +173,15 @@ async def lease_credit(control: Control, edge: str, tenant: str, nanousd: int, k
             room, reason = await _room_of_key(connection, tenant, key, now_ms), "budget"
         else:
             room, reason = await _room_of_tenant(connection, tenant, found.monthly_budget_nanousd, now_ms)
-            for each in await list_budgets(connection, tenant):
-                if each.is_hard and each.facts.key is None and each.facts.adapter is None:
-                    in_budget = await _room_of_budget(connection, each, now_ms)
-                    room, reason, budget = (in_budget, "budget", each) if in_budget < room else (room, reason, budget)
+            for each in filter(_is_stop, await list_budgets(connection, tenant)):
+                in_budget = await _room_of_budget(connection, each, now_ms)
+                room, reason, budget = (in_budget, "budget", each) if in_budget < room else (room, reason, budget)
         holder, wallet = _LeaseHolder(edge, tenant, key), await Wallet.opened(connection, tenant, now_ms)
         extra = min(nanousd, room)
         if extra < 0:  # leases exceed the rest, as after a lowered budget: reduce the unspent part
             extra = -min(-extra, await _unspent(connection, holder, now_ms))
         granted = await _prolong(connection, holder, extra, now_ms, expires_ms)
-        if not key:
+        if not key and not is_unlimited(tenant):
             wallet.book.hold(edge, max(0, granted - await _spent(connection, holder)), now_ms)
         await wallet.save()
         is_bounded = extra < nanousd or (not nanousd and room <= 0)
@@ -228,12 +227,25 @@ class _LeaseHolder:
         return leases.c.edge == self.edge, leases.c.tenant == self.tenant, leases.c.key == self.key
 
 
+def _is_stop(budget: Budget) -> bool:
+    """Return whether a budget bounds the leases of a whole tenant."""
+    return budget.is_hard and budget.facts.key is None and budget.facts.adapter is None
+
+
+async def _has_stop(control: Control, tenant: str) -> bool:
+    """Return whether a tenant without a bound of its credit has a budget that bounds its leases."""
+    asked = select(tenants.c.monthly_budget_nanousd).where(tenants.c.id == tenant)
+    async with control.database.read() as connection:
+        monthly = (await connection.execute(asked)).scalar_one_or_none()
+        return monthly is not None or any(map(_is_stop, await list_budgets(connection, tenant)))
+
+
 async def _room_of_tenant(
     connection: AsyncConnection, tenant: str, monthly_budget: int | None, now_ms: int
 ) -> tuple[int, str]:
     """Return the amount that is neither spent nor leased, and the limit that bounds it."""
     balance = await balance_of(connection, tenant, now_ms)
-    room = balance.left_nanousd - balance.leased_nanousd
+    room = UNLIMITED_NANOUSD if is_unlimited(tenant) else balance.left_nanousd - balance.leased_nanousd
     if monthly_budget is None:
         return room, "credit"
     in_budget = monthly_budget - balance.spent_this_month_nanousd - balance.leased_nanousd
