@@ -3,21 +3,22 @@
 import json
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 
 from tests.clients.scripts.cases import FACTS, case, run_cases
 
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"prompt": "The capital of France is", "choices": [" Paris", " purple", " seven"], "answer": 0},
     {"prompt": "Two plus two is", "choices": [" orange", " four", " Tuesday"], "answer": 1},
 ]
 SCRATCH = Path(FACTS["scratch"])
 
 
-def evaluate(task: dict[str, Any]) -> dict[str, Any]:
-    """Return the results of a task, asked of the base over /v1/completions."""
+def evaluate(task: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the results of a task, asked of the base over /v1/completions, and the texts that were its answers."""
     data = SCRATCH / "questions.json"
     data.write_text(json.dumps(QUESTIONS), encoding="utf-8")
     config = {
@@ -43,12 +44,22 @@ def evaluate(task: dict[str, Any]) -> dict[str, Any]:
         task_manager=TaskManager(include_defaults=False),
         bootstrap_iters=0,
     )
-    return dict(found["results"]["own"])
+    samples = sorted(found["samples"]["own"], key=lambda each: each["doc_id"])
+    return dict(found["results"]["own"]), [str(each["filtered_resps"][0]) for each in samples]
+
+
+def completed(prompt: str) -> str:
+    """Return the most probable four tokens after a prompt, up to a full stop, without lm-eval."""
+    body = {"model": FACTS["base"], "prompt": prompt, "max_tokens": 4, "temperature": 0, "stop": ["."]}
+    headers = {"Authorization": f"Bearer {FACTS['key']}", "Content-Type": "application/json"}
+    asked = Request(f"{FACTS['url']}/v1/completions", json.dumps(body).encode(), headers)
+    with urlopen(asked, timeout=60) as reply:
+        return str(json.load(reply)["choices"][0]["text"])
 
 
 @case
 def choices_are_scored_by_their_log_probabilities() -> None:
-    results = evaluate(
+    results, _ = evaluate(
         {
             "output_type": "multiple_choice",
             "doc_to_choice": "{{choices}}",
@@ -61,7 +72,7 @@ def choices_are_scored_by_their_log_probabilities() -> None:
 
 @case
 def texts_are_generated_until_a_stop_string() -> None:
-    results = evaluate(
+    results, texts = evaluate(
         {
             "output_type": "generate_until",
             "doc_to_target": "{{choices[answer]}}",
@@ -69,7 +80,10 @@ def texts_are_generated_until_a_stop_string() -> None:
             "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
         }
     )
-    assert 0.0 <= results["exact_match,none"] <= 1.0
+    expected = [completed(each["prompt"]) for each in QUESTIONS]
+    assert texts == expected
+    right = [text == each["choices"][each["answer"]] for text, each in zip(texts, QUESTIONS, strict=True)]
+    assert results["exact_match,none"] == sum(right) / len(right)
 
 
 if __name__ == "__main__":
