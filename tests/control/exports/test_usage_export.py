@@ -99,16 +99,36 @@ def test_exports_of_all_hours_together_are_the_ledger(run: Callable[..., None]) 
     run(scenario)
 
 
-def test_of_two_exports_at_once_one_is_acknowledged(run: Callable[..., None]) -> None:
+def test_of_calls_at_once_that_acknowledge_one_export_one_is_the_first(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         await plane.new_tenant("acme")
         await insert_records(plane.control, [record(1, opened_ms=plane.control.now_ms())])
-        plane.clock.advance(2 * HOUR_S)
-        first = await asked(plane)
-        assert await take(plane, first)
-        plane.clock.advance(2 * HOUR_S)
-        second = await asked(plane)
-        assert sorted(await asyncio.gather(*(take(plane, second) for _ in range(3)))) == [False, False, True]
+        for _ in range(8):
+            plane.clock.advance(2 * HOUR_S)
+            export = await asked(plane)
+            assert sorted(await asyncio.gather(*(take(plane, export) for _ in range(6)))) == [*[False] * 5, True]
+
+    run(scenario)
+
+
+def test_of_exports_with_one_begin_and_two_ends_at_once_one_is_acknowledged(run: Callable[..., None]) -> None:
+    """An answer of 200 says that all hours of the export are acknowledged, also to the call that came second."""
+
+    async def scenario(plane: Plane) -> None:
+        await plane.new_tenant("acme")
+        await insert_records(plane.control, [record(1, opened_ms=plane.control.now_ms())])
+        for _ in range(8):
+            plane.clock.advance(2 * HOUR_S)
+            export = await asked(plane)
+            ends = [export["end_ms"] - HOUR_MS, export["end_ms"]]
+            bodies = [{"begin_ms": export["begin_ms"], "end_ms": end_ms, "pages": 1} for end_ms in ends]
+            replies = await asyncio.gather(*(plane.call("POST", f"{ROOT}/meter", body) for body in bodies))
+            begin_ms = (await asked(plane))["begin_ms"]
+            for end_ms, reply in zip(ends, replies, strict=True):
+                assert reply.status_code == (200 if end_ms <= begin_ms else 422), reply.text
+            assert sum(reply.status_code == 200 and reply.json()["is_new"] for reply in replies) == 1
+            if begin_ms < export["end_ms"]:
+                assert await take(plane, await asked(plane))
 
     run(scenario)
 

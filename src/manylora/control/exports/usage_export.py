@@ -88,22 +88,29 @@ async def acknowledge(
         raise InvalidParameter(
             f"`begin_ms` and `end_ms` must be those of an export. Given: {begin_ms} and {end_ms}", parameter="end_ms"
         )
-    sent_ms, next_ms = await _sent_ms(connection, sink), await _begin_ms(connection, sink, now_ms)
-    if sent_ms is not None and await _first_ms(connection, now_ms) <= begin_ms < end_ms <= sent_ms:
+    first_ms = await _first_ms(connection, now_ms)
+    sent_ms = await _held_ms(database, connection, sink, first_ms)
+    if first_ms <= begin_ms < end_ms <= sent_ms:
         return False
-    if begin_ms != next_ms:
+    if begin_ms != sent_ms:
         raise InvalidParameter(
-            f"no export of `{sink}` that waits begins at {begin_ms}: the next one begins at {next_ms}",
+            f"no export of `{sink}` that waits begins at {begin_ms}: the next one begins at {sent_ms}",
             parameter="begin_ms",
         )
     if pages != (wanted := await _num_pages(connection, begin_ms, end_ms)):
         raise InvalidParameter(f"`pages` must be {wanted}, those of the export. Given: {pages}", parameter="pages")
-    if sent_ms is None:
-        first = database.insert_once(export_cursors).values(sink=sink, sent_ms=end_ms).returning(export_cursors.c.sink)
-        return (await connection.execute(first)).first() is not None
-    own = (export_cursors.c.sink == sink, export_cursors.c.sent_ms == begin_ms)
-    moved = await connection.execute(update(export_cursors).where(*own).values(sent_ms=end_ms))
-    return bool(moved.rowcount)
+    await connection.execute(update(export_cursors).where(export_cursors.c.sink == sink).values(sent_ms=end_ms))
+    return True
+
+
+async def _held_ms(database: Database, connection: AsyncConnection, sink: str, first_ms: int) -> int:
+    """Return a sink's cursor, `first_ms` for a new sink; other acknowledgements of the sink wait for this transaction.
+
+    Without the lock, statements of one transaction on PostgreSQL see the cursor before and after a concurrent change.
+    """
+    await connection.execute(database.insert_once(export_cursors).values(sink=sink, sent_ms=first_ms))
+    held = select(export_cursors.c.sent_ms).where(export_cursors.c.sink == sink).with_for_update()
+    return int((await connection.execute(held)).scalar_one())
 
 
 async def _sent_ms(connection: AsyncConnection, sink: str) -> int | None:
