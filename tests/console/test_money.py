@@ -103,7 +103,9 @@ def test_a_tenant_sees_its_own_deployments_with_their_state(tmp_path: Path) -> N
     async def scenario(house: ConsoleHouse) -> None:
         browser, page = house.new_browser(), "/console/deployments"
         await browser.sign_up("acme")
-        assert "No dedicated deployments" in text_of((await browser.get(page)).text)
+        empty = text_of((await browser.get(page)).text)
+        assert "No dedicated deployments" in empty
+        assert "$1.21 an hour for each replica of a new one" in empty, "before a tenant makes its first"
         key = await house.plane.new_tenant("rival")
         body = {"name": "mine", "config": {"baseModel": "Tiny-Base", "minReplicas": 1}}
         assert (await house.plane.call("POST", "/v2/deployments", body, key=key)).is_success

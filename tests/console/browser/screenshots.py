@@ -1,6 +1,7 @@
 """Screenshots of the console's pages: `make screenshots` writes them to `docs/console/`."""
 
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
@@ -18,8 +19,16 @@ from tests.support.paths import ROOT
 FOLDER = ROOT / "docs" / "console"
 NARROW = ("keys",)
 """Pages that are also shown at the width of a telephone, in the dark theme."""
-KEPT = {"overview", "usage", "fleet", *(f"{name}-360-dark" for name in NARROW)}
-"""Pages whose pictures the documentation has, beside those that `live` takes."""
+VISITORS = {"sign-in": "/sign-in", "sign-up": "/sign-up", "new-password": "/new-password"}
+"""Pages before a sign-in."""
+OF_ONE = {
+    "repository": "/adapters/acme/triage",
+    "alias": "/adapters/acme/triage/aliases/prod",
+    "promotions": "/adapters/acme/triage/promotions",
+}
+"""Pages of the adapter that `live` uploads."""
+TAKEN_LIVE = ("version", "playground")
+"""Pages that `live` takes while they show what a customer has just done."""
 
 
 def main() -> None:
@@ -28,11 +37,15 @@ def main() -> None:
         headers = {"authorization": f"Bearer {key}"}
         httpx2.put(f"{url}/v1/account/login", json={"password": PASSWORD}, headers=headers).raise_for_status()
         with browser_page(url) as visit:
+            shoot(visit, VISITORS)
             live(visit, Path(folder))
-            shoot(visit, PAGES)
+            shoot(visit, PAGES | OF_ONE)
+        month = datetime.now(UTC).strftime("%Y-%m")
+        draft = httpx2.post(f"{url}/admin/billing/invoices", json={"tenant": "acme", "month": month}, headers=headers)
+        invoice = draft.raise_for_status().json()["id"]
         with browser_page(url) as visit:
             visit.sign_in("operator")
-            shoot(visit, OPERATOR_PAGES)
+            shoot(visit, OPERATOR_PAGES | {"invoice": f"/operator/invoices/{invoice}"})
         with browser_page(url, size=SIZES[1], theme=THEMES[1]) as visit:
             visit.sign_in("acme")
             shoot(visit, {f"{name}-360-dark": PAGES[name] for name in NARROW})
@@ -49,12 +62,17 @@ def live(visit: Visit, folder: Path) -> None:
 
 
 def shoot(visit: Visit, pages: dict[str, str]) -> None:
-    """Take a picture of each page that is kept, but of the playground, which `live` has taken."""
+    """Take a picture of each page, but of those that `live` has taken."""
     for name, path in pages.items():
-        if name in KEPT:
+        if name not in TAKEN_LIVE:
             visit.go(path)
             visit.page.wait_for_timeout(2500 if name == "fleet" else 100)
-            visit.page.screenshot(path=FOLDER / f"{name.replace('/', '-')}.png")
+            visit.page.screenshot(path=FOLDER / picture_of(name))
+
+
+def picture_of(page: str) -> str:
+    """Return the file of a page's picture."""
+    return f"{page.replace('/', '-')}.png"
 
 
 if __name__ == "__main__":

@@ -12,5 +12,9 @@ router = APIRouter(prefix=f"{ROOT}/deployments")
 @router.get("")
 async def deployments(page: OwnPage) -> Response:
     found = (await page.api.get("/v2/deployments"))["data"]
-    own = [each for each in found if "replicas" in each]
-    return page.render("deployments.html", own=own, shared=[each for each in found if "replicas" not in each])
+    return page.render(
+        "deployments.html",
+        own=[each for each in found if "replicas" in each],
+        shared=[each for each in found if "replicas" not in each],
+        hourly=(await page.api.get("/v1/prices"))["deployment_hourly_nanousd"],
+    )
