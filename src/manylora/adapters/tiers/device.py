@@ -241,9 +241,14 @@ class Device:
             self._resize(self._cache.budget_bytes + lent_bytes)
 
     def give_back(self, num_bytes: int) -> bool:
-        """Evict idle versions until so many of the lent bytes are free, and give them back; False if it cannot."""
+        """Evict idle versions until so many of the lent bytes are free, and give them back; False if it cannot.
+
+        Raises `AssertionError` if fewer bytes were lent.
+        """
         left_bytes = self._cache.budget_bytes - num_bytes
-        assert left_bytes >= self.own_bytes, "more was given back than was lent"
+        if left_bytes < self.own_bytes:
+            lent_bytes = self._cache.budget_bytes - self.own_bytes
+            raise AssertionError(f"{num_bytes} bytes to give back, {lent_bytes} were lent")
         return self._resize(left_bytes, self._fresh.keys())
 
     def _resize(self, total_bytes: int, spared: Container[Digest] = ()) -> bool:
@@ -283,8 +288,12 @@ class Device:
         self._used_s[digest] = self._clock.monotonic_s()
 
     def hold(self, digest: Digest) -> None:
-        """Keep a version on the device until `release`; that does not count as a use."""
-        assert digest in self._facts, "an operator holds what is on the device"
+        """Keep a version on the device until `release`; that does not count as a use.
+
+        Raises `AssertionError` if it is not there.
+        """
+        if digest not in self._facts:
+            raise AssertionError(f"version {digest} is not on the device: no operator holds it there")
         self._cache.pin(digest)
 
     def release(self, digest: Digest) -> None:
@@ -333,16 +342,23 @@ class Device:
                 self._evicted(digest)
 
     def remove(self, digest: Digest) -> None:
-        """Drop a version that nothing holds from the device and the host tier; nothing happens if it is in neither."""
+        """Drop a version that nothing holds from the device and the host tier; nothing happens if it is in neither.
+
+        Raises `AssertionError` if a request or an operator holds it, or if it is read or placed now.
+        """
+        self._refuse_in_use(digest)
         if digest in self._facts:
-            assert not self.is_held(digest), "a pinned version stays on the device"
             self._cache.remove(digest)
             self._evicted(digest)
         if self.host is not None:
             self.host.remove(digest)
 
     def erase(self, digest: Digest) -> None:
-        """Overwrite a version that nothing holds in the device's and the host's memory, and drop it from both."""
+        """Overwrite a version that nothing holds in the device's and the host's memory, and drop it from both.
+
+        Raises as `remove`.
+        """
+        self._refuse_in_use(digest)
         if self._facts.pop(digest, None) is not None:
             self._cache.remove(digest)
             self.bank.erase(digest)
@@ -350,6 +366,12 @@ class Device:
         if self.host is not None:
             self.host.erase(digest)
         self._forget(digest)
+
+    def _refuse_in_use(self, digest: Digest) -> None:
+        if pins := self.pins(digest):
+            raise AssertionError(f"version {digest} has {pins} pins: it stays on the device")
+        if self.is_moving(digest):
+            raise AssertionError(f"version {digest} is read or placed now: its memory is in use")
 
     def _evicted(self, digest: Digest) -> None:
         """Drop a version that the cache has evicted; the host tier keeps its image."""

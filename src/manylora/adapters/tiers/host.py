@@ -69,8 +69,9 @@ class HostTier:
         return self._cache.reserve(digest, num_bytes, self._evicted, _Kept(spared, self._may_evict))
 
     def put(self, image: HostImage) -> None:
-        """Fill a reservation."""
-        assert image.num_bytes == self._cache.num_bytes(image.digest)
+        """Fill a reservation. Raises `AssertionError` if the image has other bytes than were reserved."""
+        if image.num_bytes != (reserved := self._cache.num_bytes(image.digest)):
+            raise AssertionError(f"image {image.digest} has {image.num_bytes} bytes, {reserved} were reserved")
         self._images[image.digest] = image
         self._pages.lock_pages(image)
         self._cache.unpin(image.digest)
@@ -89,16 +90,22 @@ class HostTier:
         self._cache.unpin(digest)
 
     def remove(self, digest: Digest) -> None:
-        """Drop an image; nothing happens if it is not here."""
+        """Drop an image; nothing happens if it is not here. Raises `AssertionError` if it is being copied."""
         if digest in self._images:
+            self._refuse_pinned(digest)
             self._cache.remove(digest)
             self._evicted(digest)
 
     def erase(self, digest: Digest) -> None:
-        """Overwrite an image with zeros and drop it; nothing happens if it is not here."""
+        """Overwrite an image with zeros and drop it; nothing happens if it is not here. Raises as `remove`."""
         if image := self._images.get(digest):
+            self._refuse_pinned(digest)
             np.frombuffer(image.body, dtype=np.uint8)[:] = 0
             self.remove(digest)
+
+    def _refuse_pinned(self, digest: Digest) -> None:
+        if self._cache.is_pinned(digest):
+            raise AssertionError(f"image {digest} is copied to the device: it stays in host memory")
 
     def _evicted(self, digest: Digest) -> None:
         if (image := self._images.pop(digest, None)) is not None:

@@ -63,8 +63,10 @@ class PinnedCache(Generic[Key]):
         """Make room and add an entry, pinned once; False, and nothing is evicted, if pins and `keep` leave too little.
 
         Entries in `keep` are not evicted. `evict` is called with each evicted key, after its entry is removed.
+        Raises `AssertionError` if the entry is here: its bytes would be counted twice.
         """
-        assert key not in self._entries
+        if key in self._entries:
+            raise AssertionError(f"{key} has its room already")
         if not self.free(self.used_bytes + num_bytes - self.budget_bytes, evict, keep):
             return False
         self._entries[key] = _Entry(num_bytes, 1, 0, 0)
@@ -105,9 +107,13 @@ class PinnedCache(Generic[Key]):
         entry.tick = 0
 
     def unpin(self, key: Key, *, was_used: bool = True) -> None:
-        """Give back a pin; `was_used` False takes back the use that it counted as."""
+        """Give back a pin; `was_used` False takes back the use that it counted as.
+
+        Raises `AssertionError` if the entry has no pin: another one's pin would be given back.
+        """
         entry = self._entries[key]
-        assert entry.pins > 0, "unpinned more often than pinned"
+        if entry.pins <= 0:
+            raise AssertionError(f"{key} was unpinned more often than pinned")
         entry.pins -= 1
         entry.uses -= not was_used
         if entry.pins == 0:
