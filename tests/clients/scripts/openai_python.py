@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import time
 from typing import Any
 
@@ -54,6 +55,12 @@ def check_embeddings() -> None:
     adapted = client.embeddings.create(model=ADAPTER, input=texts[0])
     assert adapted.model == ADAPTER
     assert adapted.data[0].embedding != plain.data[0].embedding
+    kept = plain.data[0].embedding[:8]
+    length = math.hypot(*kept)
+    forms: tuple[Any, ...] = ({}, {"encoding_format": "float"})
+    for form in forms:
+        [cut, _] = client.embeddings.create(model="", input=texts, dimensions=8, **form).data
+        assert all(abs(found - value / length) < 1e-6 for found, value in zip(cut.embedding, kept, strict=True))
     tokens = client.embeddings.create(model="", input=[[1, 2, 3], [4]])
     assert tokens.usage.prompt_tokens == 4
 
@@ -168,8 +175,8 @@ def check_errors() -> None:
         assert missing.request_id
     long = raised(openai.BadRequestError, lambda: client.completions.create(model="", prompt="hello " * 4000))
     assert long.code == "context_length_exceeded"
-    cut = raised(openai.BadRequestError, lambda: client.embeddings.create(model="", input="x", dimensions=8))
-    assert cut.param == "dimensions"
+    wide = raised(openai.BadRequestError, lambda: client.embeddings.create(model="", input="x", dimensions=1 << 20))
+    assert wide.param == "dimensions"
 
 
 @case

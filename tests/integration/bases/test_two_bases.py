@@ -162,7 +162,9 @@ def test_each_dialect_names_bases_and_adapters(server: TwoBases, alone: dict[tup
     sizes = [len(vector["embedding"]) for vector in vectors]
     assert sizes == [48, 60]
     body = {"model": "smooth", "input": "a", "dimensions": 48}
-    assert "`dimensions` must be 60" in server.post("/v1/embeddings", body, 400)["error"]["message"]
+    assert len(server.post("/v1/embeddings", body)["data"][0]["embedding"]) == 48
+    body["dimensions"] = 61
+    assert "`dimensions` must be at most 60" in server.post("/v1/embeddings", body, 400)["error"]["message"]
 
 
 def test_an_adapter_of_one_base_is_refused_on_another_by_name(server: TwoBases) -> None:

@@ -1,13 +1,17 @@
 """POST /v1/embeddings and /embed: forms of the input and of the reply, headers, bounds, usage and refusals."""
 
 import base64
+import math
 import struct
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
+from manylora.engine.events import PooledValues
 from manylora.engine.pooling import Pooling
+from manylora.server.routes.pooled import rows_of, shortened
 from tests.server.conftest import House
 from tests.server.routes.test_request_fields import passes, refused
 
@@ -50,6 +54,30 @@ def test_base64_is_little_endian_float32(in_house: InHouse) -> None:
         assert struct.unpack("<4f", base64.b64decode(entry["embedding"])) == (2.0, 1.0, 2.0, 3.0)
 
     in_house(scenario)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 4])
+def test_the_first_dimensions_have_the_length_1(in_house: InHouse, dimensions: int) -> None:
+    """The fake engine's vectors are no unit vectors: what is not cut keeps its bits."""
+
+    async def scenario(house: House) -> None:
+        ask = {"input": ["Hi", [72]], "dimensions": dimensions}
+        floats = [entry["embedding"] for entry in (await house.post(EMBEDDINGS, ask)).json()["data"]]
+        for vector, whole in zip(floats, ([2.0, 1.0, 2.0, 3.0], [1.0, 1.0, 2.0, 3.0]), strict=True):
+            kept = whole[:dimensions]
+            length = math.hypot(*kept) if dimensions < 4 else 1.0
+            assert vector == pytest.approx([value / length for value in kept], rel=1e-6)
+        encoded = (await house.post(EMBEDDINGS, {**ask, "encoding_format": "base64"})).json()["data"]
+        unpacked = [struct.unpack(f"<{dimensions}f", base64.b64decode(entry["embedding"])) for entry in encoded]
+        assert [tuple(vector) for vector in floats] == [pytest.approx(vector, rel=1e-6) for vector in unpacked]
+
+    in_house(scenario)
+
+
+def test_numbers_that_are_zero_stay_zero() -> None:
+    whole = PooledValues(data=np.array([0, 0, 3], dtype="<f4").tobytes(), columns=3)
+    assert rows_of(shortened(whole, 2)) == [[0.0, 0.0]]
+    assert shortened(whole, 3) is whole
 
 
 @pytest.mark.parametrize(
@@ -102,8 +130,8 @@ def test_lorax_has_one_vector(in_house: InHouse, prefix: str) -> None:
         (EMBEDDINGS, {"input": "Hi", "encoding_format": 1}, "`encoding_format`: expected a string"),
         (
             EMBEDDINGS,
-            {"input": "Hi", "dimensions": 3},
-            "`dimensions` must be 4, the model's own number of them. Given: 3",
+            {"input": "Hi", "dimensions": 5},
+            "`dimensions` must be at most 4, the model's own number of them. Given: 5",
         ),
         (EMBEDDINGS, {"input": "Hi", "dimensions": 0}, "`dimensions` must be strictly positive"),
         (EMBEDDINGS, {"input": "Hi", "normalize": True}, "`normalize` is not"),

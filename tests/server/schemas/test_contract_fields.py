@@ -111,6 +111,7 @@ APPLIED: list[tuple[str, str, Any, Json]] = [
     (EMBEDDINGS, "input", [[65], [66]], {}),
     (EMBEDDINGS, "model", "triage", {}),
     (EMBEDDINGS, "encoding_format", "base64", {}),
+    (EMBEDDINGS, "dimensions", 3, {}),
     (EMBEDDINGS, "parameters", {"adapter_id": "triage"}, {}),
     (EMBED, "parameters", {"adapter_id": "triage"}, {}),
     (CLASSIFY, "model", "other", {"adapter_id": None, "model": "sorter"}),
@@ -121,7 +122,7 @@ REFUSED: list[tuple[str, str, Any]] = [
     (GENERATE, "parameters.watermark", True),
     *((GENERATE, f"parameters.{name}", value) for name, value in (("n", 2), ("logit_bias", {"65": 1}))),
     (COMPLETIONS, "suffix", "x"),
-    (EMBEDDINGS, "dimensions", 3),  # of a model with four
+    (EMBEDDINGS, "dimensions", 5),  # of a model with four
     (CHAT, "tool_prompt", "x"),
     (CHAT, "guideline", "x"),
     (CHAT, "chat_template_kwargs", {"a": 1}),

@@ -185,9 +185,9 @@ class InputProcessor:
     def _check(self, order: Order, *, has_adapter: bool) -> None:
         """Raise `InvalidParameter` for values that the base or its tokenizer cannot have, before any wait."""
         size = self._embedding_size
-        if size and order.dimensions is not None and order.dimensions != size:
+        if size and order.dimensions is not None and order.dimensions > size:
             raise InvalidParameter(
-                f"`dimensions` must be {size}, the model's own number of them. Given: {order.dimensions}",
+                f"`dimensions` must be at most {size}, the model's own number of them. Given: {order.dimensions}",
                 parameter="dimensions",
             )
         for prompt in order.prompts:

@@ -123,7 +123,7 @@ class Order:
     form             the form of the pieces that the route prints
     truncate         number of the prompt's last tokens to keep; None: all; `LONGEST_PROMPT`: as many as fit
     pooling          the form of the result of a request that generates nothing; None: it generates
-    dimensions       elements of an embedding that the request names, which must be the base's; None: it names none
+    dimensions       elements of an embedding that the request names, at most the base's own; None: all of them
     truncate_budget  number of generated tokens for which truncation leaves room; None: one
     most_prompt_tokens  tokens of all prompts together at most; None: any number
     prompt_logprobs  alternatives beside each token of the prompts, 0..20; None: the prompts are not scored

@@ -62,6 +62,18 @@ def faults_as(kind: type[EngineFault]) -> Iterator[None]:
         raise kind(error.message) from error
 
 
+def shortened(pooled: PooledValues, dimensions: int | None) -> PooledValues:
+    """Return the first `dimensions` numbers of an embedding with the length 1; with None or all of them, the same bits.
+
+    Numbers that are all zero stay so.
+    """
+    if dimensions is None or dimensions >= pooled.columns:
+        return pooled
+    kept = np.frombuffer(pooled.data, dtype="<f4")[:dimensions].astype(np.float64)
+    length = float(np.linalg.norm(kept))
+    return PooledValues(data=(kept / length if length else kept).astype("<f4").tobytes(), columns=dimensions)
+
+
 def rows_of(pooled: PooledValues) -> list[list[float]]:
     """Return a result as lists of numbers, row by row."""
     rows: list[list[float]] = np.frombuffer(pooled.data, dtype="<f4").reshape(-1, pooled.columns).tolist()

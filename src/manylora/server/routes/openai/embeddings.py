@@ -16,7 +16,7 @@ from manylora.server.generation.reply_headers import whole_of
 from manylora.server.generation.service import Completion, GenerationService
 from manylora.server.http.context import HttpContext
 from manylora.server.http.routing import Guards, Handler, Routes
-from manylora.server.routes.pooled import faults_as, pooled_order, rows_of
+from manylora.server.routes.pooled import faults_as, pooled_order, rows_of, shortened
 from manylora.server.schemas.body import Bounds, read_body
 from manylora.server.schemas.openai.embeddings import EmbeddingBody
 from manylora.server.schemas.openai.replies import EmbeddingReply
@@ -68,15 +68,17 @@ class EmbeddingRoutes:
         )
         context.model = None if order.adapter.recipe else order.adapter_name or ""
         with faults_as(EmbeddingFailed):
-            await self._service.run(order, context, partial(self._reply, context, body.encoding_format == "base64"))
+            await self._service.run(order, context, partial(self._reply, context, body))
 
-    async def _reply(self, context: HttpContext, is_base64: bool, completion: Completion) -> None:
+    async def _reply(self, context: HttpContext, asked: EmbeddingBody, completion: Completion) -> None:
         await completion.outputs.collect()
         await completion.settle()
         # Numbers become text one vector at a time: as Python objects they take many times the bytes of the reply.
         vectors = [
-            base64.b64encode(pooled.data).decode() if is_base64 else Raw(encode(rows_of(pooled)[0]))
-            for pooled in completion.outputs.pooled
+            base64.b64encode(pooled.data).decode()
+            if asked.encoding_format == "base64"
+            else Raw(encode(rows_of(pooled)[0]))
+            for pooled in (shortened(whole, asked.dimensions) for whole in completion.outputs.pooled)
         ]
         tokens = completion.num_prompt_tokens
         body = {

@@ -49,7 +49,11 @@ class EmbeddingBody(NamingBody, RouteBody):
         Field(description="Numbers, or base64 of little-endian float32."),
     ] = "float"
     dimensions: Annotated[
-        int | None, Read(positive_whole, "integer", minimum=1), Field(description="The model's own number alone.")
+        int | None,
+        Read(positive_whole, "integer", minimum=1),
+        Field(
+            description="Keeps this many first numbers of a vector, divided by their length; at most the model's own."
+        ),
     ] = None
     truncate_prompt_tokens: Truncate = None
     add_special_tokens: Annotated[
