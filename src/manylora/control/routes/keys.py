@@ -15,6 +15,7 @@ from manylora.control.routes.key_operations import (
     revoke_and_record,
     rotate_and_record,
 )
+from manylora.control.storage.revisions import next_revision
 from manylora.control.tenants.keys import get_key, keys_page, set_limits
 from manylora.control.tenants.limits import require_known_bases
 from manylora.control.tenants.tenants import OPERATOR, get_tenant
@@ -48,6 +49,7 @@ async def rotate(control: ControlDep, actor: ActorDep, key: str, body: Rotation)
 async def put_limits(control: ControlDep, actor: ActorDep, key: str, body: LimitsBody) -> KeyBody:
     """Replace a key's limits, and those of the keys it is rotated into."""
     async with control.database.write() as connection:
+        await next_revision(connection)  # no other transaction changes the key until this one ends
         old = await get_key(connection, key)
         await require_known_bases(control, connection, body.limits(), old.facts.limits)
         new = await set_limits(connection, key, body.limits())

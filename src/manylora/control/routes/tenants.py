@@ -23,7 +23,7 @@ from manylora.control.tenants.audit import Actor, record
 from manylora.control.tenants.credit import balance_of, grant_credit
 from manylora.control.tenants.limits import require_known_bases
 from manylora.control.tenants.signup import open_account
-from manylora.control.tenants.tenants import Tenant, get_tenant, list_tenants, set_state, set_terms
+from manylora.control.tenants.tenants import Tenant, list_tenants, set_state, set_terms, tenant_for_change
 from manylora.control.wallet.book import GrantKind
 from manylora.control.wallet.wallet import GrantTerms
 from manylora.tenancy import Scope, TenantState
@@ -80,7 +80,7 @@ async def change(control: ControlDep, actor: ActorDep, tenant: str, body: Terms)
     if weight is None and body.plan is not None:
         weight = plan_weight(control.config, body.plan)
     async with control.database.write() as connection:
-        old = await get_tenant(connection, tenant)
+        old = await tenant_for_change(connection, tenant)
         if limits is not None:
             await require_known_bases(control, connection, limits, old.facts.limits)
         new = await set_terms(connection, tenant, limits=limits, weight=weight, plan=body.plan)
@@ -117,7 +117,7 @@ async def put_limits(control: ControlDep, actor: ActorDep, tenant: str, body: Li
     """Replace a tenant's limits."""
     limits = body.limits()
     async with control.database.write() as connection:
-        old = await get_tenant(connection, tenant)
+        old = await tenant_for_change(connection, tenant)
         await require_known_bases(control, connection, limits, old.facts.limits)
         new = await set_terms(connection, tenant, limits=limits)
         await _record(connection, actor, "limit", old, before=old.facts.limits, after=new.facts.limits)
@@ -141,7 +141,7 @@ async def add_credit(control: ControlDep, actor: ActorDep, tenant: str, body: Ne
 
 async def _set_state(control: Control, actor: Actor, tenant: str, state: TenantState, verb: str) -> TenantBody:
     async with control.database.write() as connection:
-        old = await get_tenant(connection, tenant)
+        old = await tenant_for_change(connection, tenant)
         new = await set_state(connection, tenant, state)
         await _record(connection, actor, verb, old, before=old.facts.state, after=new.facts.state)
     return TenantBody.of(new)

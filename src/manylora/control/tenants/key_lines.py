@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from manylora.control.storage.revisions import next_revision
 from manylora.control.tenants.keys import Key, end_keys, get_key, list_keys, live_key, set_limits, within
 from manylora.control.tenants.tenants import OPERATOR
 from manylora.errors import InsufficientPermissions, InvalidParameter
@@ -46,6 +47,7 @@ async def revoke(
              force  also if the tenant keeps no key with `manage`, or the operator none with `admin`
     Raises:  `ResourceNotFound`, `InvalidParameter`
     """
+    await next_revision(connection)  # from here on no other transaction makes or ends a key
     key = await get_key(connection, key_id, tenant)
     known = await list_keys(connection, key.facts.tenant)
     if only and key.successor is None:

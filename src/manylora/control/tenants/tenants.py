@@ -133,6 +133,12 @@ async def get_tenant(connection: AsyncConnection, code: str) -> Tenant:
     return _tenant(row)
 
 
+async def tenant_for_change(connection: AsyncConnection, code: str) -> Tenant:
+    """Return a tenant. No other transaction changes it until this one ends. Raise `ResourceNotFound`."""
+    await next_revision(connection)
+    return await get_tenant(connection, code)
+
+
 async def list_tenants(connection: AsyncConnection, *, after: str = "", limit: int = 100) -> list[Tenant]:
     """Return at most `limit` tenants in the order of their codes, those after `after`."""
     asked = select(tenants).where(tenants.c.id > after).order_by(tenants.c.id).limit(limit)
@@ -145,7 +151,7 @@ async def set_state(connection: AsyncConnection, code: str, state: TenantState) 
     Raises `InvalidParameter` for a closed tenant, for the operator's own, whose suspension would end all
     administration, and for closing the tenant of open servers.
     """
-    tenant = await get_tenant(connection, code)
+    tenant = await tenant_for_change(connection, code)
     is_needed = code == OPERATOR or (code == DEFAULT_TENANT and state is TenantState.CLOSED)
     if is_needed and state is not TenantState.ACTIVE:
         raise InvalidParameter(f"tenant `{code}` belongs to the server: it cannot be {state}", parameter="state")
