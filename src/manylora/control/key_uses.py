@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import or_, update
+from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.storage.database import Database
@@ -34,6 +34,13 @@ class KeyUses:
             for key, at_ms in taken.items():
                 self.note(key, at_ms)
             raise
+
+
+async def hold_keys(connection: AsyncConnection, condition: ColumnElement[bool]) -> None:
+    """Lock the rows of keys in the order of `note_uses`: an UPDATE of several locks them in any order."""
+    if connection.dialect.name != "sqlite":
+        asked = select(keys.c.id).where(condition).order_by(keys.c.id.collate("C"))
+        await connection.execute(asked.with_for_update(key_share=True))
 
 
 async def note_uses(connection: AsyncConnection, uses: Iterable[tuple[str, int]]) -> None:

@@ -1,14 +1,16 @@
 """Changes of keys and of a tenant at one time on PostgreSQL: each is made to what the one before it has left."""
 
+import asyncio
 from functools import partial
 from pathlib import Path
 
 import pytest
 from sqlalchemy import URL
 
+from manylora.control.key_uses import note_uses
 from tests.conftest import long
 from tests.control.plane import Plane, in_plane
-from tests.control.queued_calls import in_turn
+from tests.control.queued_calls import in_turn, until_waiting
 
 KEYS = "/v1/account/keys"
 
@@ -59,5 +61,23 @@ def test_the_audit_of_two_changes_at_one_time_shows_one_after_the_other(url: URL
         assert [reply.status_code for reply in await in_turn(plane, *acts)] == [200, 200]
         rows = (await plane.call("GET", "/admin/audit?tenant=acme&verb=change")).json()["audit"]
         assert [(row["before"]["weight"], row["after"]["weight"]) for row in rows] == [(2, 3), (1, 2)]
+
+    in_plane(url, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("url", long("postgresql"), indirect=True)
+def test_keys_that_end_while_their_uses_are_noted_let_no_transaction_fail(url: URL, tmp_path: Path) -> None:
+    """A shipment notes the uses of keys in the order of their ids, and keeps those rows until its end."""
+
+    async def scenario(plane: Plane) -> None:
+        first = await plane.new_tenant("acme")
+        bodies = [await plane.call("POST", KEYS, {"scopes": ["read"]}, key=first) for _ in range(8)]
+        ids = sorted([first.split("_")[1], *(body.json()["id"] for body in bodies)])
+        async with plane.control.database.write() as connection:
+            await note_uses(connection, [(ids[0], plane.control.now_ms())])
+            ending = asyncio.create_task(plane.call("DELETE", f"/admin/keys/{first.split('_')[1]}"))
+            await until_waiting(plane, 1)
+            await note_uses(connection, [(each, plane.control.now_ms()) for each in ids[1:]])
+        assert sorted((await ending).json()["ended"]) == ids
 
     in_plane(url, tmp_path, scenario)

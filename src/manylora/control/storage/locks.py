@@ -1,6 +1,7 @@
 """The lock of a tenant: it orders the transactions that change its wallet, budgets, invoices and webhooks.
 
-The order of all locks: rows of replicas or of logins, then the row of revisions, then tenants, then sums.
+The order of all locks: rows of replicas or of logins, then the row of revisions, then tenants, then sums, then keys
+by their ids.
 """
 
 from collections.abc import Iterable

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from manylora.control.key_uses import hold_keys
 from manylora.control.storage.revisions import next_revision
 from manylora.control.storage.tables import keys
 from manylora.control.tenants.limits import columns_of, limits_of, lower, narrower
@@ -176,6 +177,7 @@ async def set_limits(
     revision = await next_revision(connection)  # from here on no other transaction makes a key
     key = await get_key(connection, key_id, tenant)
     values = {**columns_of(limits), "revision": revision, "limited_by": None if limits == Limits() else by}
+    await hold_keys(connection, keys.c.origin == key.facts.origin)
     await connection.execute(update(keys).where(keys.c.origin == key.facts.origin).values(values))
     return await get_key(connection, key_id)
 
@@ -234,6 +236,7 @@ async def end_keys(connection: AsyncConnection, ended: Collection[str], *, now_m
     """Revoke keys; keys that are revoked already do not change."""
     revision = await next_revision(connection)
     is_live = keys.c.id.in_(ended) & keys.c.revoked_ms.is_(None)
+    await hold_keys(connection, is_live)
     await connection.execute(update(keys).where(is_live).values(revoked_ms=now_ms, revision=revision))
 
 
@@ -254,6 +257,7 @@ async def rotate_key(
     """
     revision = await next_revision(connection)  # from here on no other transaction changes a key
     old = await get_key(connection, key_id, tenant)
+    await hold_keys(connection, keys.c.origin == old.facts.origin)
     await _require_rotatable(connection, old, now_ms)
     if issuer is not None:
         line = keys.c.origin == old.facts.origin
