@@ -284,13 +284,12 @@ async def change_deployment(
     Args:  is_whole  `config` takes the place of the present one: a field that it lacks has its default; and `key`
                      pays, whatever changes
     """
-    old = await _own(connection, tenant, name, shared)
+    old = await _own_for_change(connection, tenant, name, shared)
     given = {key: value for key, value in (config or {}).items() if value is not None}
     check_deployment_base(given, old.base)
     whole = given if is_whole else {**old.config, **given, "baseModel": old.base}
     columns = deployment_columns(whole, shared, hourly_nanousd)
     if placer is not None:
-        await next_revision(connection)  # its lock lets one transaction after the other compare the memory
         columns["replica_bytes"] = await require_memory(connection, placer, columns, except_number=old.number)
     elif options_of(old.base, whole) == options_of(old.base, old.config):
         del columns["replica_bytes"]  # another control plane may place it, by the memory that it has planned
@@ -308,7 +307,7 @@ async def delete_deployment(
     connection: AsyncConnection, tenant: TenantId, name: str, *, shared: Shared, now_ms: int
 ) -> None:
     """Delete a dedicated deployment. Raise `DeploymentNotFound`, `InsufficientPermissions` for the shared one."""
-    old = await _own(connection, tenant, name, shared)
+    old = await _own_for_change(connection, tenant, name, shared)
     await note_change(connection, old.number, deleted_ms=now_ms, state=DeploymentState.STOPPED)
 
 
@@ -332,7 +331,9 @@ def supported_bases(shared: Shared) -> list[str]:
     return [*served, *(name for name in known if not any(is_same_base(name, base) for base in served))]
 
 
-async def _own(connection: AsyncConnection, tenant: TenantId, name: str, shared: Shared) -> Deployment:
+async def _own_for_change(connection: AsyncConnection, tenant: TenantId, name: str, shared: Shared) -> Deployment:
+    """Return a tenant's own deployment. No other transaction changes it, or what others take, until this one ends."""
+    await next_revision(connection)
     found = await find_deployment(connection, tenant, name, shared)
     if found.tenant is None:
         raise InsufficientPermissions(f"deployment `{found.name}` is shared by all; only its operator changes it")

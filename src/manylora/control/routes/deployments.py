@@ -39,6 +39,7 @@ from manylora.control.http.deployment_schemas import (
 )
 from manylora.control.http.other_replies import ZIP_REPLY
 from manylora.control.routes.dependencies import ActorDep, CallerDep, ControlDep, ServicesDep, requires
+from manylora.control.storage.revisions import next_revision
 from manylora.control.storage.texts import is_storable
 from manylora.control.tenants.audit import record
 from manylora.errors import InvalidParameter
@@ -136,6 +137,7 @@ async def change(
     control: ControlDep, caller: CallerDep, actor: ActorDep, shared: SharedDep, name: str, body: ChangedDeployment
 ) -> Json:
     async with control.database.write() as connection:
+        await next_revision(connection)  # no other transaction changes it until this one ends
         old = await find_deployment(connection, caller.tenant, name, shared)
         changed = await change_deployment(
             connection,
@@ -163,6 +165,7 @@ async def change(
 )
 async def remove(control: ControlDep, caller: CallerDep, actor: ActorDep, shared: SharedDep, name: str) -> None:
     async with control.database.write() as connection:
+        await next_revision(connection)  # no other transaction changes it until this one ends
         old = await find_deployment(connection, caller.tenant, name, shared)
         await delete_deployment(connection, caller.tenant, name, shared=shared, now_ms=control.now_ms())
         await record(connection, actor, "delete", "deployment", name, tenant=caller.tenant, before=_facts(old))
