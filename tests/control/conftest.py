@@ -30,7 +30,13 @@ IN_LONG_RUNS = {
     "tests/control/invoicing": ("test_documents",),
     "tests/control/process": ("test_backup", "test_placing", "test_rounds", "test_spending_stops"),
     "tests/control/registry": ("test_copies", "test_registry", "test_uploads", "test_version_reports"),
-    "tests/control/tenants": ("test_audit", "test_key", "test_limits_of_bases", "test_tenants_and"),
+    "tests/control/tenants": (
+        "test_audit",
+        "test_concurrent_logins",
+        "test_key",
+        "test_limits_of_bases",
+        "test_tenants_and",
+    ),
 }
 """Folders and beginnings of files with tests on PostgreSQL in the long runs alone."""
 

@@ -43,6 +43,7 @@ operators = APIRouter(prefix="/admin/tenants", tags=["admin"], dependencies=requ
 router = APIRouter()
 
 WRONG_PASSWORD = "tenant or password is wrong"
+WRONG_CURRENT = "the current password is wrong"
 WRONG_CODE = "tenant or code is wrong, or the code was used or has ended"
 ALL = "all"
 
@@ -58,9 +59,12 @@ async def sign_in(
     with services.sign_ins.trying(body.tenant, address_of(control, request)):
         async with control.database.read() as connection:
             login = await find_login(connection, body.tenant)
-        if not await services.hasher.is_password(body.password, None if login is None else login.password_hash):
+        if not await services.hasher.is_password(body.password, _hash_of(login)):
             raise InvalidApiKey(WRONG_PASSWORD)
     async with control.database.write() as connection:
+        current = await find_login(connection, body.tenant, for_change=True)
+        if _hash_of(current) != _hash_of(login):  # it changed meanwhile
+            raise InvalidApiKey(WRONG_PASSWORD)
         return await _opened(control, connection, actor, body.tenant)
 
 
@@ -105,11 +109,17 @@ async def set_password(
         login = await find_login(connection, caller.tenant)
         await require_no_budget(connection, caller)  # before the work of the hash
     with services.sign_ins.trying(caller.tenant, address_of(control, request)):
-        await _require_right(services, key, body, None if login is None else login.password_hash)
+        await _require_right(services, key, body, _hash_of(login))
         password_hash = await services.hasher.hashed(body.password, owner=caller.tenant)
     async with control.database.write() as connection:
         await require_no_budget(connection, caller)
+        current = await find_login(connection, caller.tenant, for_change=True)
         await store_password(connection, caller.tenant, password_hash, now_ms=actor.at_ms)
+        # The key and the password may have ended during the work of the hash.
+        if caller.key is not None:
+            await live_key(connection, caller.key, actor.at_ms)
+        if key is not None and key.is_session and _hash_of(current) != _hash_of(login):
+            raise InvalidApiKey(WRONG_CURRENT)
         await end_sessions(connection, caller.tenant, now_ms=actor.at_ms, but=caller.key)
         await record(connection, actor, "set", "password", caller.tenant, tenant=caller.tenant)
         return LoginBody.of(caller.tenant, await find_login(connection, caller.tenant))
@@ -156,6 +166,10 @@ async def _opened(control: Control, connection: AsyncConnection, actor: Actor, t
     return SessionBody.of(key, token)
 
 
+def _hash_of(login: Login | None) -> str | None:
+    return None if login is None else login.password_hash
+
+
 def _require_code(login: Login | None, shown: str, now_ms: int) -> None:
     """Require that a login has the one-time code of this hash. Raise `InvalidApiKey`."""
     is_code = login is not None and hmac.compare_digest(login.code_hash or "", shown)
@@ -169,7 +183,7 @@ async def _require_right(services: Services, key: Key | None, body: NewPassword,
         raise InsufficientPermissions("a login is set with a key, or in a session; an open server needs none")
     if key.is_session:
         if not await services.hasher.is_password(body.current or "", password_hash, owner=key.facts.tenant):
-            raise InvalidApiKey("the current password is wrong")
+            raise InvalidApiKey(WRONG_CURRENT)
         return
     wanted = tuple(Scope) if key.facts.tenant == OPERATOR else CUSTOMER_SCOPES
     is_bounded = key.facts.limits != Limits() or key.facts.expires_ms is not None

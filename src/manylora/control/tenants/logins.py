@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.calendar import DAY_MS
 from manylora.control.control import Control
+from manylora.control.storage.revisions import next_revision
 from manylora.control.storage.tables import keys, logins
 from manylora.control.tenants.keys import Key, end_keys, issue_session, key_of_row
 from manylora.control.tenants.passwords import mint_code, plain_code
@@ -89,6 +90,7 @@ async def open_session(
     connection: AsyncConnection, pepper: str, tenant: str, *, now_ms: int, life_ms: int
 ) -> tuple[Key, str]:
     """Open a session; return its key with the whole text, which is stored nowhere. Beyond the limit the oldest ends."""
+    await next_revision(connection)  # from here on no other transaction opens a session
     surplus = (await list_sessions(connection, tenant, now_ms))[: -(MAX_SESSIONS - 1)]
     if surplus:
         await end_keys(connection, [key.facts.id for key in surplus], now_ms=now_ms)
