@@ -1,6 +1,7 @@
 """A vocabulary of one token a byte for grammars, with the ends of a text after them."""
 
 import json
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -36,8 +37,15 @@ def texts_of(added: Added) -> dict[int, bytes]:
     return {token.id: token.content.encode() for token in added}
 
 
+_TOKENIZER = byte_tokenizer()
+
+
 def tokens_of(text: str) -> list[int]:
-    return list(byte_tokenizer().encode(text, add_special_tokens=False).ids)
+    return list(_TOKENIZER.encode(text, add_special_tokens=False).ids)
+
+
+def text_of(tokens: Sequence[int]) -> str:
+    return str(_TOKENIZER.decode(list(tokens)))
 
 
 def matcher_of(source: GrammarSource, ends: tuple[int, ...] = (END,)) -> GrammarMatcher:

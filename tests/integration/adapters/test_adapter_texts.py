@@ -1,6 +1,7 @@
 """A real server, adapters with tokens, templates and ends of their own; the oracle is transformers' tokenizer."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ TEXTS = (
     " two words<|start|>né né-né nénu",
     "a b<call>a  two words",
 )
+CALLS = {"type": "array", "items": {"enum": ["<call>né", "<call>", "né", "<tool>"]}, "minItems": 5, "maxItems": 5}
 HOSTILE = {
     "loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "grow": "{% set n = namespace(x='ab') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
@@ -161,6 +163,29 @@ def test_a_stop_string_may_be_an_added_token(client: httpx2.Client, texts: Texts
     [choice] = client.post("/v1/completions", json=asked | {"stop": stop}).raise_for_status().json()["choices"]
     assert (choice["text"], choice["finish_reason"]) == (cut, "stop")
     assert _streamed(client, "/v1/completions", asked | {"stop": [stop]}) == cut
+
+
+@pytest.mark.parametrize(
+    ("form", "accepts"),
+    [
+        ({"guided_regex": "(<call>|<tool>|two words|né|[ab]){6}"}, "(<call>|<tool>|two words|né|[ab]){6}"),
+        ({"guided_json": CALLS}, r'\["(<call>né|<call>|né|<tool>)"(,"(<call>né|<call>|né|<tool>)"){4}\]'),
+    ],
+    ids=["regex", "schema"],
+)
+def test_a_reply_with_a_form_may_have_the_added_tokens(
+    client: httpx2.Client, texts: Texts, form: dict[str, Any], accepts: str
+) -> None:
+    said: set[int] = set()
+    for seed in range(8):
+        sampled = {"do_sample": True, "seed": seed, "max_new_tokens": 80, "ignore_eos_token": False}
+        reply = generate(client, "speaking", TEXTS[0], **form, **sampled)
+        assert re.fullmatch(accepts, reply["generated_text"])
+        assert reply["generated_text"] == texts.speaking.decode(ids(reply), skip_special_tokens=True)
+        said |= {*ids(reply)}
+    assert max(said) >= SIZE, "no added token in any reply"
+    special = [each for each, token in texts.speaking.added_tokens_decoder.items() if token.special]
+    assert not said & {*special}, "a special token is no text"
 
 
 def test_a_token_that_only_the_tokenizer_knows_is_refused_in_a_prompt(client: httpx2.Client, texts: Texts) -> None:

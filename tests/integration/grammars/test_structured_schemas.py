@@ -1,17 +1,20 @@
 """Random schemas: a random model's replies satisfy them, and each value that they accept is accepted token by token."""
 
 import json
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 
 import jsonschema_rs
+import numpy as np
 import pytest
 
 from manylora import LLM, SamplingParams
 from manylora.bench.faults.tiny_base import write_tiny_base
 from manylora.config.declaration import Setting
-from manylora.engine.grammars.compiling import compiled
+from manylora.engine.grammars.compiling import CompiledGrammar, compiled
 from manylora.models.text.grammar import json_grammar
-from tests.engine.grammars.vocabulary import END, begun, compact, open_bytes, tokens_of
+from tests.conftest import thinned
+from tests.engine.grammars.vocabulary import END, begun, compact, open_bytes, text_of, tokens_of
 from tests.integration.grammars.schemas import SchemaMaker
 
 SAMPLED = SamplingParams(temperature=1.0)
@@ -37,6 +40,48 @@ def test_replies_satisfy_their_schema(llm: LLM, seed: int) -> None:
             assert valid(json.loads(output.text)), (schema, output.text)
         else:
             assert output.finish_reason == "length"
+
+
+CLOSING = [END, *tokens_of('}]",:n')]
+"""Tokens that end a value, the most closing ones first, and that of null."""
+IN_A_STRING = 64
+"""Where more tokens than these may come, a string is open. It gets some characters, so that names differ."""
+
+
+def completed(grammar: CompiledGrammar, tokens: Sequence[int], chance: random.Random) -> str:
+    """Return a text of a grammar that begins with these tokens, and soon ends."""
+    matcher, text = begun(grammar), list(tokens)
+    assert matcher.num_valid(tokens) == len(tokens)
+    for token in tokens:
+        matcher.advance(token)
+    mask = np.zeros((1, matcher.words), dtype=np.uint32)
+    while not matcher.is_over:
+        assert len(text) < 3000
+        matcher.fill(mask, 0)
+        allowed = np.flatnonzero(np.unpackbits(mask[0].view(np.uint8), bitorder="little")).tolist()
+        may_close, share = (CLOSING, 0.05) if len(allowed) <= IN_A_STRING else (tokens_of('"'), 0.6)
+        closing = [token for token in may_close if token in allowed]
+        token = closing[0] if closing and chance.random() >= share else chance.choice(allowed)
+        if token == END:
+            break
+        matcher.advance(token)
+        text.append(token)
+    return text_of(text)
+
+
+@pytest.mark.parametrize("seed", thinned(range(500), 50))
+def test_a_reply_that_spends_its_budget_begins_a_value_that_its_schema_accepts(llm: LLM, seed: int) -> None:
+    schema, _ = SchemaMaker(seed).schema()
+    chance = random.Random(seed)
+    outputs = llm.generate(
+        ["a", "b", "c"], grammar=json_grammar(schema), sampling=SAMPLED, seed=seed, max_tokens=chance.randint(1, 24)
+    )
+    grammar = compiled(json_grammar(schema), VOCABULARY)
+    valid = jsonschema_rs.validator_for(schema, validate_formats=True).is_valid
+    for output in outputs:
+        if output.finish_reason == "length":
+            texts = (completed(grammar, output.token_ids, chance) for _ in range(6))
+            assert any(valid(json.loads(text)) for text in texts), (schema, output.text)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
