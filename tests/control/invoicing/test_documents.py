@@ -46,6 +46,12 @@ async def final(plane: Plane, month: str, tenant: str = "acme", **more: Any) -> 
     return await act(plane, f"/{made['id']}/finalise")
 
 
+async def text_of(plane: Plane, invoice: str) -> str:
+    reply = await plane.call("GET", f"{ROOT}/{invoice}/document?format=text")
+    assert reply.status_code == 200, reply.text
+    return reply.text
+
+
 def test_each_row_is_on_one_invoice_of_its_zone_and_a_late_one_on_the_next(run: Callable[..., None]) -> None:
     async def scenario(plane: Plane) -> None:
         angeles = ZoneInfo("America/Los_Angeles")
@@ -91,9 +97,11 @@ def test_numbers_have_no_gap_and_a_final_document_never_changes(run: Callable[..
         drafts = [await draft(plane, "2031-03", name) for name in names]
         assert (await plane.call("DELETE", f"{ROOT}/{drafts[0]['id']}")).status_code == 204
         ids = [each["id"] for each in drafts[1:]]
+        assert "a draft of 2031-04-02T" in await text_of(plane, ids[0]), "nothing is issued yet"
         made = await asyncio.gather(*(act(plane, f"/{each}/finalise") for each in ids))
         assert sorted(each["number"] for each in made) == [f"INV-{number:06d}" for number in range(1, 5)]
         first = made[0]
+        assert "issued 2031-04-02T" in await text_of(plane, first["id"])
         assert first["document"]["due_nanousd"] == COST
         assert [(each["kind"], each["nanousd"]) for each in first["document"]["credits"]] == [("drawn", -COST)]
         await spend(plane, 9, tenant=first["tenant"])

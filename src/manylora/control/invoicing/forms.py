@@ -33,7 +33,8 @@ def _title(document: InvoiceDocument) -> str:
 
 def _facts(document: InvoiceDocument) -> list[str]:
     body = document.body
-    facts = [f"period [{body['begin']}, {body['end']}) in {body['zone']}", f"issued {body['issued']}"]
+    issued = "a draft of" if document.state == DRAFT else "issued"
+    facts = [f"period [{body['begin']}, {body['end']}) in {body['zone']}", f"{issued} {body['issued']}"]
     return [*facts, *([f"corrects {body['corrects']}"] if body["corrects"] else [])]
 
 
