@@ -1,11 +1,12 @@
 """Writers at one time on PostgreSQL: what one counts, another one has written or finds."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 
 from manylora.control import key_uses
 from manylora.control.billing import ledger as ledger_module
@@ -16,8 +17,7 @@ from manylora.control.webhooks.endpoints import MOST_WEBHOOKS
 from tests.conftest import long
 from tests.control.plane import Plane, in_plane, record
 from tests.control.postgres_server import PostgresServer
-
-WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+from tests.control.queued_calls import WAITING, in_turn
 
 
 def on_postgres(server: PostgresServer, folder: Path, scenario: Any) -> None:
@@ -68,5 +68,18 @@ def test_makers_at_one_time_exceed_no_limit(postgres: PostgresServer, tmp_path: 
         budget = {"name": "team", "limit_nanousd": 1}
         twice = [plane.call("POST", "/v1/account/budgets", budget, key=own) for _ in range(6)]
         assert sorted(each.status_code for each in await asyncio.gather(*twice)) == [201, *[409] * 5]
+
+    on_postgres(postgres, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("_", long(0))
+def test_of_two_ends_of_a_budget_at_one_time_one_finds_nothing(
+    postgres: PostgresServer, tmp_path: Path, _: int
+) -> None:
+    async def scenario(plane: Plane) -> None:
+        own = await plane.new_tenant("acme")
+        made = await plane.call("POST", "/v1/account/budgets", {"name": "team", "limit_nanousd": 1}, key=own)
+        ending = partial(plane.call, "DELETE", f"/v1/account/budgets/{made.json()['id']}", key=own)
+        assert [reply.status_code for reply in await in_turn(plane, ending, ending)] == [204, 404]
 
     on_postgres(postgres, tmp_path, scenario)

@@ -123,10 +123,10 @@ async def end_budget(connection: AsyncConnection, budget_id: str, *, now_ms: int
 
     Raises `ResourceNotFound`, `InsufficientPermissions` for a budget that the operator made.
     """
+    revision = await next_revision(connection)  # from here on no other transaction makes or ends a budget
     budget = await get_budget(connection, budget_id, tenant)
     if tenant is not None and budget.is_operators:
         raise InsufficientPermissions(f"the operator made the budget `{budget.name}`, and ends it")
-    revision = await next_revision(connection)
     await lock_tenants(connection, [budget.tenant])
     await connection.execute(update(budgets).where(budgets.c.id == budget_id).values(ended_ms=now_ms))
     await connection.execute(update(tenants).where(tenants.c.id == budget.tenant).values(revision=revision))

@@ -15,6 +15,7 @@ from manylora.control.registry.intake import Intake
 from manylora.control.registry.repositories import Repository, find_repository, list_everything
 from manylora.control.registry.uploads import FOLDER
 from manylora.control.registry.versions import OWNER
+from manylora.control.storage.revisions import next_revision
 from manylora.control.tenants.audit import Actor
 from manylora.ids import TenantId
 
@@ -67,6 +68,7 @@ async def clear_tenant(intake: Intake, actor: Actor, owner: TenantId) -> None:
     """Delete every repository, file and open upload of a tenant."""
     control = intake.control
     async with control.database.write() as connection:
+        await next_revision(connection)  # no other transaction deletes one of them meanwhile
         while found := await list_everything(connection, owners=[owner], limit=CLEARED_AT_ONCE):
             for each in found:
                 await delete_repository(connection, owner, each.name, control.now_ms())

@@ -5,7 +5,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.storage.tables import batches
-from manylora.control.stored.files import get_file, read_file
+from manylora.control.stored.files import find_file, read_file
 from manylora.control.stored.leases import BatchClaim, BatchRow, batch_of, end_lease, require_lease
 from manylora.control.stored.objects import TenantStore, hold_tenant
 from manylora.errors import InvalidParameter, ResourceNotFound, StorageLimitExceeded
@@ -23,14 +23,14 @@ async def create_batch(store: TenantStore, batch: StoredBatch, *, is_earlier: bo
 
     Raises `ResourceNotFound` and `InvalidParameter` for its input, `StorageLimitExceeded`.
     """
-    if not is_earlier:
-        await _require_input(store, batch)
     most = store.control.config.batches.tenant_batches
     fresh = batch if is_earlier else batch.at(BatchStatus.VALIDATING, store.control.now_ms() // 1000)
     async with store.control.database.write() as connection:
         await hold_tenant(connection, batch.tenant)
         if await _row(connection, batch.tenant, batch.id) is not None:
             return batch
+        if not is_earlier:
+            await _require_input(connection, batch)
         asked = select(func.count()).where(batches.c.tenant == batch.tenant)
         if not is_earlier and (await connection.execute(asked)).scalar_one() >= most:
             raise StorageLimitExceeded(f"the tenant has {most} batches, the limit (batches.tenant_batches)")
@@ -134,8 +134,8 @@ async def _requests_in(store: TenantStore, tenant: str, file_id: str, wanted: se
         start, rest = start + len(data), text[-overlap:]
 
 
-async def _require_input(store: TenantStore, batch: StoredBatch) -> None:
-    file = await get_file(store, batch.tenant, batch.input_id)
+async def _require_input(connection: AsyncConnection, batch: StoredBatch) -> None:
+    file = await find_file(connection, batch.tenant, batch.input_id)
     if file.purpose != BATCH_PURPOSE:
         raise InvalidParameter(
             f"`input_file_id` must be a file of the purpose `{BATCH_PURPOSE}`. Given: `{file.purpose}`",

@@ -44,7 +44,12 @@ async def list_files(store: TenantStore, tenant: str) -> list[StoredFile]:
 async def get_file(store: TenantStore, tenant: str, file_id: str) -> StoredFile:
     """Return a visible file of a tenant. Raises `ResourceNotFound`."""
     async with store.control.database.read() as connection:
-        return _file_of(await _whole(connection, tenant, file_id))
+        return await find_file(connection, tenant, file_id)
+
+
+async def find_file(connection: AsyncConnection, tenant: str, file_id: str) -> StoredFile:
+    """Return a visible file of a tenant, as a transaction sees it. Raises `ResourceNotFound`."""
+    return _file_of(await _whole(connection, tenant, file_id))
 
 
 async def read_file(store: TenantStore, tenant: str, file_id: str, start: int, stop: int) -> bytes:
@@ -123,23 +128,31 @@ async def _count_part(
 async def publish_file(store: TenantStore, tenant: str, file_id: str, order: Publication) -> StoredFile | None:
     """Make a growing file visible; a second call returns the same file. None for results that are empty.
 
+    The blob is held before the transaction begins, as in an append, so that no transaction waits for the blob.
     Raises `ResourceNotFound`, and `NameTaken` where another edge has the batch.
     """
     now_ms = store.control.now_ms()
     kept_s = min(store.settings.retention_s, order.lifetime_s or store.settings.retention_s)
-    async with store.control.database.write() as connection:
+    async with store.control.database.read() as connection:
+        row = await _row(connection, tenant, file_id)
+    if row is None:
+        if not order.batch:
+            raise ResourceNotFound("no such file")
+        async with store.control.database.write() as connection:
+            await require_lease(connection, tenant, BatchClaim(batch=order.batch, lease=order.lease))
+        return None
+    if row.is_whole:
+        return _file_of(row)
+    async with store.blobs.growing(tenant, file_id) as blob, store.control.database.write() as connection:
         row = await _row(connection, tenant, file_id)
         if row is not None and row.is_whole:
             return _file_of(row)
         if order.batch:
             await require_lease(connection, tenant, BatchClaim(batch=order.batch, lease=order.lease))
-            if row is None:
-                return None
-        elif row is None:
+        if row is None:
             raise ResourceNotFound("no such file")
         if not row.bytes:
-            async with store.blobs.growing(tenant, file_id) as blob:
-                await blob.append(b"", 0)
+            await blob.append(b"", 0)
         values = {
             "is_whole": True,
             "created_ms": order.created_ms or now_ms,
@@ -154,6 +167,7 @@ async def publish_file(store: TenantStore, tenant: str, file_id: str, order: Pub
 async def delete_file(store: TenantStore, tenant: str, file_id: str) -> None:
     """Delete a file. Raises `ResourceNotFound`, and `InvalidParameter` for the input of a batch under way."""
     async with store.control.database.write() as connection:
+        await hold_tenant(connection, tenant)  # no other transaction makes a batch of it meanwhile
         await _whole(connection, tenant, file_id)
         live = select(batches.c.id).where(
             batches.c.tenant == tenant, batches.c.input_id == file_id, batches.c.status.not_in(ENDED)

@@ -4,7 +4,7 @@ An edge takes batches for `batches.lease_s` and renews. Each taking counts the b
 number of its lease: once another edge has taken the batch, the earlier one changes nothing, however late it wakes up.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,7 @@ async def take_batches(store: TenantStore, wish: TakeWish) -> list[BatchTurn]:
     lease_ms = now_ms + int(1000 * store.control.config.batches.lease_s)
     turns: list[BatchTurn] = []
     async with store.control.database.write() as connection:
-        asked = select(batches).where(batches.c.status.not_in(ENDED)).order_by(batches.c.number).with_for_update()
-        rows = (await connection.execute(asked)).all()
+        rows = await _held(connection, batches.c.status.not_in(ENDED))
         closed = await _closed(connection)
         running = {
             row.tenant
@@ -98,9 +97,8 @@ async def renew_batches(store: TenantStore, held: Iterable[tuple[str, int]]) -> 
     lease_ms = store.control.now_ms() + int(1000 * store.control.config.batches.lease_s)
     numbers, states = dict(held), dict[str, BatchStatus]()
     async with store.control.database.write() as connection:
-        asked = select(batches).where(batches.c.id.in_(numbers), batches.c.status.not_in(ENDED)).with_for_update()
         closed = await _closed(connection)
-        for row in (await connection.execute(asked)).all():
+        for row in await _held(connection, batches.c.id.in_(numbers), batches.c.status.not_in(ENDED)):
             if row.lease == numbers[row.id] and row.tenant not in closed:
                 await connection.execute(
                     update(batches).where(batches.c.number == row.number).values(lease_ms=lease_ms)
@@ -116,12 +114,19 @@ async def end_leases(store: TenantStore, edge: str) -> None:
         found = (await connection.execute(select(batches.c.id).where(*own).limit(1))).first()
     if found is not None:
         async with store.control.database.write() as connection:
+            await _held(connection, *own)
             await connection.execute(end_lease(*own))
 
 
 def end_lease(*batch: ColumnElement[bool]) -> Update:
     """Return the change that ends leases, so that every write under them is refused."""
     return update(batches).where(*batch).values(lease_ms=0, lease=batches.c.lease + 1)
+
+
+async def _held(connection: AsyncConnection, *which: ColumnElement[bool]) -> Sequence[BatchRow]:
+    """Return batches, the oldest first, and hold them until the transaction's end; all holders have this order."""
+    asked = select(batches).where(*which).order_by(batches.c.number).with_for_update()
+    return (await connection.execute(asked)).all()
 
 
 def _is_served(batch: StoredBatch, wish: TakeWish) -> bool:
