@@ -11,28 +11,30 @@ from manylora.cli import app
 from manylora.control.process.run import CLOSE_WAIT_S
 from manylora.errors import ConfigInvalid
 from tests.control.control_process import EDGE_TOKEN, running_control
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 
 def is_listening(url: str) -> bool:
     try:
-        httpx2.get(f"{url}/health")
+        httpx2.get(f"{url}/health", timeout=PATIENCE_S)
     except httpx2.TransportError:
         return False
     return True
 
 
 def account(url: str, key: str) -> int:
-    return httpx2.get(f"{url}/v1/account", headers={"authorization": f"Bearer {key}"}).status_code
+    return httpx2.get(f"{url}/v1/account", headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S).status_code
 
 
 def test_it_prints_the_operators_key_at_its_first_start_only_and_leaves_on_a_signal(tmp_path: Path) -> None:
     with running_control(tmp_path / "kept", makes_tables=True) as first:
         assert account(first.url, first.admin_key) == 200
         assert f"its console is {first.url}/console;" in first.printed.read_text(encoding="utf-8")
-        assert httpx2.get(f"{first.url}/console/sign-in").status_code == 200
+        assert httpx2.get(f"{first.url}/console/sign-in", timeout=PATIENCE_S).status_code == 200
         edge = {"authorization": f"Bearer {EDGE_TOKEN}"}
-        assert httpx2.get(f"{first.url}/internal/snapshot?since=-1", headers=edge).json()["is_whole"]
+        assert httpx2.get(f"{first.url}/internal/snapshot?since=-1", headers=edge, timeout=PATIENCE_S).json()[
+            "is_whole"
+        ]
         assert first.stop() == 0
     with running_control(tmp_path / "kept", is_first=False) as second:
         assert account(second.url, first.admin_key) == 200
@@ -81,7 +83,7 @@ def test_a_second_signal_waits_for_no_request(tmp_path: Path) -> None:
                 b"POST /v1/signup HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
                 b"content-length: 100\r\n\r\n{"
             )
-            assert httpx2.get(f"{plane.url}/health").status_code == 200  # so the request above is under way, too
+            assert account(plane.url, plane.admin_key) == 200  # so the request above is under way, too
             plane.process.terminate()
             wait_for(lambda: not is_listening(plane.url))
             assert plane.process.poll() is None

@@ -15,6 +15,7 @@ from manylora.bench.faults.tiny_base import write_tiny_base
 from tests.deploy.building import make_environment, show_packages, surroundings
 from tests.support.paths import ROOT
 from tests.support.serving import own_port, running_server
+from tests.support.waiting import PATIENCE_S
 
 PACKAGE = ROOT / "src" / "manylora"
 
@@ -70,7 +71,10 @@ def test_a_server_runs_from_the_installation_of_a_source_distribution(tmp_path: 
     told = run(place / "bin" / "manylora", "doctor", *options, *folders, port)
     assert "compiler" in told
     outside = ["env", "-C", "/", "-u", "PYTHONPATH", str(place / "bin" / "manylora")]
-    with running_server(tmp_path / "log", *options, command=outside) as url, httpx2.Client(base_url=url) as client:
+    with (
+        running_server(tmp_path / "log", *options, command=outside) as url,
+        httpx2.Client(base_url=url, timeout=PATIENCE_S) as client,
+    ):
         assert client.get("/console/static/console.css").status_code == 200
         assert "Overview" in client.get("/console").text
         body = {"prompt": [3, 4, 5], "max_tokens": 2, "ignore_eos": True}

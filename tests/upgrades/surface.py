@@ -44,5 +44,5 @@ def names(metrics: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    reply = httpx2.get(f"{sys.argv[1]}/metrics", headers={"authorization": f"Bearer {caller_key() or ''}"})
+    reply = httpx2.get(f"{sys.argv[1]}/metrics", headers={"authorization": f"Bearer {caller_key() or ''}"}, timeout=60)
     sys.stdout.write(json.dumps(names(reply.raise_for_status().text), indent=1) + "\n")

@@ -15,6 +15,7 @@ from manylora.clock import SystemClock
 from tests.cli.remote.test_tenants import fields_of
 from tests.control.control_process import EDGE_TOKEN, running_control
 from tests.control.plane import record
+from tests.support.waiting import PATIENCE_S
 
 
 @dataclass
@@ -47,7 +48,9 @@ def customer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Customer]:
         ]
         content = msgspec.json.encode({"records": rows})
         headers = {"authorization": f"Bearer {EDGE_TOKEN}"}
-        httpx2.post(f"{running.url}/internal/usage", content=content, headers=headers).raise_for_status()
+        httpx2.post(
+            f"{running.url}/internal/usage", content=content, headers=headers, timeout=PATIENCE_S
+        ).raise_for_status()
         yield Customer(running.url, running.admin_key, key)
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from manylora.cli import app
 from tests.server.app.test_server_process import forked_server
+from tests.support.waiting import PATIENCE_S
 
 Run = Callable[..., Result]
 
@@ -49,8 +50,13 @@ def test_a_page_says_how_to_go_on(run: Run) -> None:
 
 
 def test_json_is_the_server_s_own(run: Run, url: str) -> None:
-    assert json.loads(run("ls", "--json").stdout) == httpx2.get(f"{url}/v1/adapters?limit=1000").json()
-    assert run("show", "triage", "--json").stdout == httpx2.get(f"{url}/v1/adapters/triage").text + "\n"
+    assert (
+        json.loads(run("ls", "--json").stdout) == httpx2.get(f"{url}/v1/adapters?limit=1000", timeout=PATIENCE_S).json()
+    )
+    assert (
+        run("show", "triage", "--json").stdout
+        == httpx2.get(f"{url}/v1/adapters/triage", timeout=PATIENCE_S).text + "\n"
+    )
 
 
 def test_one_adapter_is_shown_with_the_stages_of_its_load(run: Run) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from manylora.cli import app
 from tests.control.control_process import EDGE_TOKEN, ControlProcess, running_control
 from tests.control.plane import record
+from tests.support.waiting import PATIENCE_S
 
 Run = Callable[..., Result]
 
@@ -92,7 +93,7 @@ def test_the_usage_table_shows_what_is_charged_and_at_which_price(run: Run, plan
     used: dict[str, Any] = {"tenant": "charged", "opened_ms": 1_700_000_000_000}
     records = [record(11, **used), record(12, **used, charged_prompt_tokens=40, charged_completion_tokens=0)]
     content = msgspec.json.encode({"records": records})
-    httpx2.post(f"{plane.url}/internal/usage", content=content, headers=headers).raise_for_status()
+    httpx2.post(f"{plane.url}/internal/usage", content=content, headers=headers, timeout=PATIENCE_S).raise_for_status()
     shown = run("usage", "--by", "tenant,base,price", "--tenant", "charged")
     head, line = (text.split() for text in shown.stdout.splitlines())
     assert head[:3] == ["tenant", "base", "price"]
@@ -111,7 +112,7 @@ def test_usage_is_of_any_period(run: Run) -> None:
 def test_a_row_is_corrected_with_a_reason(run: Run, plane: ControlProcess) -> None:
     headers = {"authorization": f"Bearer {EDGE_TOKEN}"}
     content = msgspec.json.encode({"records": [record(1, tenant="corrected", opened_ms=1_700_000_000_000)]})
-    httpx2.post(f"{plane.url}/internal/usage", content=content, headers=headers).raise_for_status()
+    httpx2.post(f"{plane.url}/internal/usage", content=content, headers=headers, timeout=PATIENCE_S).raise_for_status()
     words = ("ledger", "correct", "usage-1", "--prompt", "-100", "--id", "ticket-17")
     assert run(*words).exit_code == 2
     made = run(*words, "--reason", "charged twice")
@@ -136,7 +137,7 @@ def test_deployments_are_listed_and_shown(run: Run, plane: ControlProcess) -> No
     key = made["key"]["key"]
     body = {"name": "mine", "config": {"baseModel": "SmolLM2-135M-Instruct", "minReplicas": 1, "maxReplicas": 3}}
     headers = {"authorization": f"Bearer {key}"}
-    reply = httpx2.post(f"{plane.url}/v2/deployments", json=body, headers=headers)
+    reply = httpx2.post(f"{plane.url}/v2/deployments", json=body, headers=headers, timeout=PATIENCE_S)
     assert reply.status_code == 200, reply.text
     listed = run("deployments", "list", "--key", key)
     assert listed.exit_code == 0, listed.output

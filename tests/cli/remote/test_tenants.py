@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 from manylora.cli import app
 from manylora.cli.remote.output import dollars, nanousd_of
 from tests.control.control_process import ControlProcess, running_control
+from tests.support.waiting import PATIENCE_S
 
 Run = Callable[..., Result]
 
@@ -35,7 +36,9 @@ def fields_of(result: Result) -> dict[str, str]:
 
 
 def status_of(plane: ControlProcess, key: str) -> int:
-    return httpx2.get(f"{plane.url}/v1/account", headers={"authorization": f"Bearer {key}"}).status_code
+    return httpx2.get(
+        f"{plane.url}/v1/account", headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S
+    ).status_code
 
 
 def test_a_tenant_is_made_shown_and_given_credit(run: Run, plane: ControlProcess) -> None:

@@ -15,6 +15,7 @@ from tests.console.browser.browsing import (
 )
 from tests.console.house import OPERATOR_PAGES, PAGES, PASSWORD
 from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
 
 FOLDER = ROOT / "docs" / "console"
 NARROW = ("keys",)
@@ -35,7 +36,9 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, console_server(Path(folder)) as (url, key):
         headers = {"authorization": f"Bearer {key}"}
-        httpx2.put(f"{url}/v1/account/login", json={"password": PASSWORD}, headers=headers).raise_for_status()
+        httpx2.put(
+            f"{url}/v1/account/login", json={"password": PASSWORD}, headers=headers, timeout=PATIENCE_S
+        ).raise_for_status()
         with browser_page(url) as visit:
             shoot(visit, VISITORS)
             live(visit, Path(folder))

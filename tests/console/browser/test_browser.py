@@ -22,6 +22,7 @@ from tests.console.browser.browsing import (
     browser_page,
     console_server,
 )
+from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.long
 
@@ -57,7 +58,9 @@ def test_a_customer_signs_up_uploads_asks_and_sees_usage_and_invoice(server: tup
 def test_a_version_is_promoted_by_questions(server: tuple[str, str], tmp_path: Path) -> None:
     url, key = server
     headers = {"authorization": f"Bearer {key}"}
-    httpx2.put(f"{url}/v1/account/login", json={"password": PASSWORD}, headers=headers).raise_for_status()
+    httpx2.put(
+        f"{url}/v1/account/login", json={"password": PASSWORD}, headers=headers, timeout=PATIENCE_S
+    ).raise_for_status()
     with browser_page(url) as visit:
         page = visit.page
         visit.sign_in("operator")
@@ -123,8 +126,10 @@ def test_every_page_fits_and_every_reader_can_use_it(
         missing("make .venvs/axe-core/installed")
     url, key = server
     headers = {"authorization": f"Bearer {key}"}
-    httpx2.put(f"{url}/v1/account/login", json={"password": PASSWORD}, headers=headers).raise_for_status()
-    httpx2.post(f"{url}/admin/tenants", json={"id": "acme"}, headers=headers)
+    httpx2.put(
+        f"{url}/v1/account/login", json={"password": PASSWORD}, headers=headers, timeout=PATIENCE_S
+    ).raise_for_status()
+    httpx2.post(f"{url}/admin/tenants", json={"id": "acme"}, headers=headers, timeout=PATIENCE_S)
     code = f"look-{theme}-{size[0]}"
     with browser_page(url, size=size, theme=theme) as visit:
         found: dict[str, object] = {}
@@ -153,8 +158,14 @@ def test_every_page_fits_and_every_reader_can_use_it(
         visit.page.context.clear_cookies()
         visit.sign_in("operator")
         draft = {"tenant": f"bill-{code}", "month": month}
-        httpx2.post(f"{url}/admin/tenants", json={"id": draft["tenant"]}, headers=headers).raise_for_status()
-        made = httpx2.post(f"{url}/admin/billing/invoices", json=draft, headers=headers).raise_for_status().json()
+        httpx2.post(
+            f"{url}/admin/tenants", json={"id": draft["tenant"]}, headers=headers, timeout=PATIENCE_S
+        ).raise_for_status()
+        made = (
+            httpx2.post(f"{url}/admin/billing/invoices", json=draft, headers=headers, timeout=PATIENCE_S)
+            .raise_for_status()
+            .json()
+        )
         for path in (*PAGES.values(), *OPERATOR_PAGES.values(), f"/operator/invoices/{made['id']}"):
             visit.go(path)
             found[path] = (visit.violations(), visit.overflow())

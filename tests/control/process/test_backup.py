@@ -32,6 +32,7 @@ from tests.conftest import missing
 from tests.control.control_process import running_control
 from tests.control.plane import record
 from tests.control.postgres_server import PostgresServer, find_postgres
+from tests.support.waiting import PATIENCE_S
 
 
 def settings(folder: Path, **more: str) -> Config:
@@ -90,7 +91,7 @@ def test_a_backup_restores_tenants_keys_ledger_and_uploads(tmp_path: Path) -> No
     assert (tmp_path / "new" / "uploads/acme/triage/1/adapter_model.safetensors").read_bytes() == b"weights"
     assert not (tmp_path / "new" / "uploads" / ".incoming-1").exists()
     with running_control(tmp_path / "new", is_first=False) as plane:
-        reply = httpx2.get(f"{plane.url}/v1/account", headers={"authorization": f"Bearer {key}"})
+        reply = httpx2.get(f"{plane.url}/v1/account", headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S)
         assert (reply.status_code, reply.json()["id"]) == (200, "acme")
 
 
@@ -122,14 +123,16 @@ def test_a_backup_is_taken_while_records_come_in(tmp_path: Path) -> None:
     )
     with running_control(tmp_path / "new", is_first=False) as restored:
         page = httpx2.get(
-            f"{restored.url}/admin/tenants", headers={"authorization": f"Bearer {plane.admin_key}"}
+            f"{restored.url}/admin/tenants", headers={"authorization": f"Bearer {plane.admin_key}"}, timeout=PATIENCE_S
         ).json()
         assert [tenant["id"] for tenant in page["tenants"]] == [
             *(f"acme-{number}" for number in range(6)),
             *("default", "operator"),
         ]
         [act] = httpx2.get(
-            f"{restored.url}/admin/audit?verb=restore", headers={"authorization": f"Bearer {plane.admin_key}"}
+            f"{restored.url}/admin/audit?verb=restore",
+            headers={"authorization": f"Bearer {plane.admin_key}"},
+            timeout=PATIENCE_S,
         ).json()["audit"]
         assert (act["name"], act["by_tenant"], act["address"]) == ("backup.tar", "operator", "on the machine")
 
@@ -272,5 +275,5 @@ def test_postgresql_is_backed_up_by_its_own_tools_and_the_rest_by_ours(
     assert ledger_of(config("new")) == ledger
     url = str(config("new").control.database_url)
     with running_control(tmp_path / "new", f"control.database_url={url}", is_first=False) as plane:
-        reply = httpx2.get(f"{plane.url}/v1/account", headers={"authorization": f"Bearer {key}"})
+        reply = httpx2.get(f"{plane.url}/v1/account", headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S)
         assert reply.status_code == 200

@@ -28,6 +28,7 @@ from manylora.errors import (
 from manylora.stored.conversations import digest_of
 from manylora.stored.files import Publication
 from tests.control.plane import Plane, in_plane
+from tests.support.waiting import PATIENCE_S
 
 PUBLICATION = Publication(name="in.jsonl", purpose="batch")
 
@@ -79,7 +80,7 @@ def test_other_writes_go_on_while_an_append_waits_for_the_disk(
 
     def slow(descriptor: int) -> None:
         begun.set()
-        assert goes_on.wait(20)
+        assert goes_on.wait(PATIENCE_S)
         sync(descriptor)
 
     async def scenario(plane: Plane) -> None:
@@ -88,7 +89,7 @@ def test_other_writes_go_on_while_an_append_waits_for_the_disk(
         file = await begin_file(store, "acme")
         monkeypatch.setattr(os, "fsync", slow)
         append = asyncio.create_task(append_to_file(store, "acme", file.id, FilePart(start=0, data=b"abc")))
-        assert await asyncio.to_thread(begun.wait, 20)
+        assert await asyncio.to_thread(begun.wait, PATIENCE_S)
         await plane.new_tenant("beta")
         await begin_file(store, "acme")
         assert await read_file(store, "acme", file.id, 0, 9) == b"", "bytes that do not count yet"

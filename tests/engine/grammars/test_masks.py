@@ -10,6 +10,7 @@ from manylora.engine.grammars.masks import MaskFiller, Matched
 from manylora.errors import EngineFault
 from manylora.models.text.grammar import regex_grammar
 from tests.engine.grammars.vocabulary import END, VOCAB, matcher_of, tokens_of
+from tests.support.waiting import PATIENCE_S
 
 
 def matched(*patterns: str) -> list[Matched]:
@@ -96,7 +97,7 @@ def test_a_matcher_that_does_not_return_ends_alone(draft: tuple[int, ...]) -> No
     ends.set()
     filler.close()
     for thread in set(threading.enumerate()) - others:
-        thread.join(20)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
 

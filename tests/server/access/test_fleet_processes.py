@@ -26,7 +26,7 @@ def test_three_servers_share_a_limit_and_one_is_killed_and_the_control_plane_too
         plane = stack.enter_context(running_control(kept))
         terms = {"id": "acme", "credit_nanousd": 10**12, "limits": {"requests_per_minute": LIMIT}}
         operator = {"authorization": f"Bearer {plane.admin_key}"}
-        made = httpx2.post(f"{plane.url}/admin/tenants", json=terms, headers=operator)
+        made = httpx2.post(f"{plane.url}/admin/tenants", json=terms, headers=operator, timeout=PATIENCE_S)
         headers = {"authorization": f"Bearer {made.json()['key']['key']}"}
         settings = (f"control.url={plane.url}", f"control.edge_token={EDGE_TOKEN}", "server.auth=on")
         processes, clients = [], []

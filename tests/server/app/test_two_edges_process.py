@@ -59,7 +59,9 @@ def test_the_other_edge_finishes_the_batch_of_a_killed_one_and_each_result_is_ch
         wait_for(lambda: one.get(f"/v1/batches/{batch_id}").json()["request_counts"]["completed"] == BEFORE)
         os.kill(first.pid, signal.SIGKILL)
         first.wait(PATIENCE_S)
-        left = httpx2.get(f"{plane.url}/internal/stored/acme/batches/{batch_id}", headers=edges).json()
+        left = httpx2.get(
+            f"{plane.url}/internal/stored/acme/batches/{batch_id}", headers=edges, timeout=PATIENCE_S
+        ).json()
         assert (left["status"], left["completed"]) == ("in_progress", BEFORE)
         _, two = edge("two")
         wait_for(lambda: two.get(f"/v1/batches/{batch_id}").json()["status"] == "completed")
@@ -71,17 +73,22 @@ def test_the_other_edge_finishes_the_batch_of_a_killed_one_and_each_result_is_ch
         assert len(results) == LINES
 
         def charged() -> Counter[str]:
-            rows = httpx2.get(f"{plane.url}/admin/ledger?limit=1000", headers=operator).json()["rows"]
+            rows = httpx2.get(f"{plane.url}/admin/ledger?limit=1000", headers=operator, timeout=PATIENCE_S).json()[
+                "rows"
+            ]
             return Counter(row["request_id"] for row in rows if row["charged_completion_tokens"])
 
         wait_for(lambda: sum(charged().values()) >= LINES)
         assert charged() == Counter(each["response"]["request_id"] for each in results)
-        assert httpx2.post(f"{plane.url}/admin/tenants/acme/close", headers=operator).status_code == 200
+        assert (
+            httpx2.post(f"{plane.url}/admin/tenants/acme/close", headers=operator, timeout=PATIENCE_S).status_code
+            == 200
+        )
         wait_for(lambda: not list((kept / "storage" / "blobs").glob("*/*/*")))
 
 
 def new_key(url: str, operator: dict[str, str]) -> str:
     terms = {"id": "acme", "credit_nanousd": 10**12}
-    made = httpx2.post(f"{url}/admin/tenants", json=terms, headers=operator)
+    made = httpx2.post(f"{url}/admin/tenants", json=terms, headers=operator, timeout=PATIENCE_S)
     assert made.status_code == 201, made.text
     return str(made.json()["key"]["key"])

@@ -25,6 +25,7 @@ from manylora.server.access.access import Access
 from manylora.server.http.context import HttpContext, Receive, Scope, Send, header_of
 from tests.server.conftest import open_house
 from tests.server.dedicated.house import MINE, Watched, edge_before, layers, served
+from tests.support.waiting import PATIENCE_S
 
 AT_REPLICA = "/acme/deployments/v2/llms/tiny"
 
@@ -207,7 +208,7 @@ def test_without_keys_no_caller_through_an_edge_is_an_operator(tmp_path: Path, l
             open_house(tmp_path) as house,
             served(house.app) as url,
             edge_before(url) as edge,
-            httpx2.AsyncClient(base_url=url) as near,
+            httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S) as near,
         ):
             assert (await near.get(AT_REPLICA + "/v1/adapters")).status_code == 200, "a program here is one"
             for method, path in (
