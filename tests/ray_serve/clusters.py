@@ -19,7 +19,7 @@ from peft import LoraConfig
 
 from tests.support.serving import make_cache, own_port
 from tests.support.tiny import ALL, TinyBase, make_adapter, make_base
-from tests.support.waiting import PATIENCE_S, wait_for
+from tests.support.waiting import PATIENCE_S, is_alive, wait_for
 
 ADAPTERS = ("a0", "a1", "a2", "a3")
 WINDOW = 4096
@@ -207,7 +207,7 @@ def running_fleet(folder: Path, own: Path, program: Sequence[str] = COMMAND, /, 
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         assert process.wait(STOP_WAIT_S) == 0, log.read_text(encoding="utf-8")
-        wait_for(lambda: not any(each.is_running() and each.status() != "zombie" for each in family))
+        wait_for(lambda: not any(map(is_alive, family)))
     finally:
         end(process, family)
 

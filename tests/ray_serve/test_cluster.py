@@ -5,6 +5,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -15,7 +16,7 @@ from manylora.cluster.steering import PLAN_S
 from tests.conftest import missing
 from tests.ray_serve.clusters import ADAPTERS, Fleet, flags, kill, make_files, running_fleet, save_adapters
 from tests.support.serving import running_server
-from tests.support.waiting import PATIENCE_S, wait_for
+from tests.support.waiting import PATIENCE_S, is_alive, wait_for
 
 pytestmark = pytest.mark.long
 LONG_S = 120.0
@@ -87,12 +88,12 @@ def settled(fleet: Fleet) -> list[int]:
 
 def test_a_local_cluster_listens_on_loopback_and_elsewhere_only_where_serve_asks_for_the_token(fleet: Fleet) -> None:
     """Serve binds a port of each replica to all addresses, and has no setting for it."""
-    elsewhere = {
-        process.name()
-        for process in psutil.Process(fleet.process.pid).children(recursive=True)
-        for each in process.net_connections(kind="tcp")
-        if each.status == psutil.CONN_LISTEN and each.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
-    }
+    elsewhere = set()
+    for process in psutil.Process(fleet.process.pid).children(recursive=True):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            for each in process.net_connections(kind="tcp"):
+                if each.status == psutil.CONN_LISTEN and each.laddr.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1"):
+                    elsewhere.add(process.name())
     assert all(name.startswith("ray::ServeRepli") for name in elsewhere), elsewhere
 
 
@@ -122,7 +123,7 @@ def test_after_a_kill_of_an_engine_or_of_its_replica_each_request_ends_once(flee
         stream.reading.result()
     assert all(len(stream.ends) == 1 for stream in streams), streams
     assert "error" in {end for stream in streams for end in stream.ends}
-    wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
+    wait_for(lambda: not is_alive(engine))
     wait_for(lambda: sum(each["is_up"] for each in fleet.engines()) == 2)
     assert all(fleet.text(name) for name in ADAPTERS)
     own = {stream.request_id for stream in streams}

@@ -26,6 +26,13 @@ def has_word(process: psutil.Process, word: str) -> bool:
     return False
 
 
+def listens(process: psutil.Process, port: int | None) -> bool:
+    """Return whether a process lives and accepts connections at a port."""
+    with contextlib.suppress(psutil.Error):
+        return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in process.net_connections())
+    return False
+
+
 def is_alive(process: psutil.Process) -> bool:
     """Return whether a process is there and no zombie."""
     with contextlib.suppress(psutil.Error):

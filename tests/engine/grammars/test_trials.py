@@ -11,7 +11,7 @@ from manylora.engine.grammars.trials import WAIT_S, Failed, Passed, ProcessTrial
 from manylora.models.text.grammar import GrammarSource, json_grammar, regex_grammar
 from tests.conftest import long
 from tests.engine.grammars.vocabulary import END, VOCAB, byte_tokenizer
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, has_word
 
 ENDLESS = json_grammar(
     {"allOf": [{"type": "string", "pattern": f"(a|b)*{'ab'[bit % 2]}(a|b){{{bit}}}$"} for bit in range(24)]}
@@ -65,9 +65,8 @@ def test_a_vocabulary_that_cannot_be_told_leaves_no_process() -> None:
 
 
 def process_of_trials() -> psutil.Process:
-    (process,) = [
-        each for each in psutil.Process().children() if "manylora.engine.grammars.trial_process" in each.cmdline()
-    ]
+    module = "manylora.engine.grammars.trial_process"
+    (process,) = [each for each in psutil.Process().children() if has_word(each, module)]
     return process
 
 

@@ -22,7 +22,7 @@ from tests.forks import COMMAND, Fork, forks
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.serving import make_cache, running_server, wait_for_url
 from tests.support.tiny import make_adapter, make_base
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, listens, wait_for
 
 SIZE = 330
 BYTES = {"content-type": "application/octet-stream"}
@@ -47,7 +47,7 @@ class Pushing:
             for seed in (1, 2)
         ]
         self.bodies = [as_one(file) for file in self.files]
-        self.client = httpx2.Client()
+        self.client = httpx2.Client(timeout=PATIENCE_S)
 
     def push(self, body: bytes, name: str = "fresh", tenant: str = "acme", **headers: str) -> httpx2.Response:
         return self.client.post(
@@ -157,7 +157,7 @@ def test_pushes_in_a_row_leave_no_memory_and_no_file(pushing: Pushing, count: in
     def memory() -> int:
         total = 0
         for process in processes():
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.Error):
                 total += process.memory_info().rss
         return total
 
@@ -176,10 +176,6 @@ def test_pushes_in_a_row_leave_no_memory_and_no_file(pushing: Pushing, count: in
     wait_for(lambda: num_files() <= files_before + 6)
     wait_for(lambda: pushing.pushed_files() <= 3 * 3)  # the present version, the one before it, and one that goes
     assert pushing.delete().status_code == 200
-
-
-def listens(process: psutil.Process, port: int | None) -> bool:
-    return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in process.net_connections())
 
 
 def test_pushes_race_with_requests_and_deletes(pushing: Pushing) -> None:
@@ -266,7 +262,7 @@ def test_a_push_is_served_by_both_servers_and_after_a_kill(tmp_path: Path) -> No
         assert two.post(path, content=bodies[0], headers=BYTES).status_code == 200
         assert tokens_of(one) == told[0]
         os.kill(first.pid, signal.SIGKILL)
-        first.wait(20)
+        first.wait(PATIENCE_S)
         assert tokens_of(two) == told[0]
         _, one = stack.enter_context(edge(tmp_path / "one", tmp_path / "base", plane.url))
         assert tokens_of(one) == told[0]

@@ -19,7 +19,7 @@ from manylora.config.declaration import Setting
 from tests.models.tiny_tokenizers import save_byte_level, save_sentencepiece
 from tests.support.serving import make_cache, running_server
 from tests.support.tiny import ALL, TinyBase, make_adapter, make_base
-from tests.support.waiting import wait_for
+from tests.support.waiting import has_word, listens, wait_for
 
 NEW_TOKENS = 6
 PROMPTS = ("hello world", "the dog")
@@ -241,12 +241,8 @@ def test_usage_is_recorded_by_base(server: TwoBases) -> None:
 def engines(server: TwoBases) -> list[int]:
     """The processes of the server's engines."""
     port = httpx2.URL(server.url).port
-
-    def listens(process: psutil.Process) -> bool:
-        return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in process.net_connections())
-
-    own = next(each for each in psutil.Process().children(recursive=True) if listens(each))
-    return [each.pid for each in own.children() if "engine_main" in " ".join(each.cmdline())]
+    own = next(each for each in psutil.Process().children(recursive=True) if listens(each, port))
+    return [each.pid for each in own.children() if has_word(each, "engine_main")]
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,9 @@ def peak_bytes() -> int:
     """The most memory that a process below this one has had."""
     found = 0
     for process in psutil.Process().children(recursive=True):
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        found = max(found, next(1024 * int(line.split()[1]) for line in status.splitlines() if line[:6] == "VmHWM:"))
+        with suppress(OSError):  # it has ended meanwhile
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            found = max([found, *(1024 * int(line.split()[1]) for line in lines if line[:6] == "VmHWM:")])
     return found
 
 

@@ -16,7 +16,7 @@ from manylora.config.declaration import Setting
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.serving import make_cache, running_server
 from tests.support.tiny import ALL, make_adapter, make_base
-from tests.support.waiting import has_word, is_alive, wait_for
+from tests.support.waiting import has_word, is_alive, listens, wait_for
 
 NEW_TOKENS = 8
 PROMPTS = ("hello world", "the dog")
@@ -69,12 +69,7 @@ class RankedServer:
     def edge(self) -> psutil.Process:
         """Return the process of the server, the parent of the engine."""
         port = httpx2.URL(self.url).port
-
-        def listens(process: psutil.Process) -> bool:
-            connections = process.net_connections()
-            return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in connections)
-
-        return next(each for each in psutil.Process().children(recursive=True) if listens(each))
+        return next(each for each in psutil.Process().children(recursive=True) if listens(each, port))
 
     def engine(self) -> psutil.Process:
         """Return the process of the engine, the first rank."""

@@ -21,7 +21,7 @@ from tests.conftest import long
 from tests.forks import Fork, forks
 from tests.support.paths import ROOT
 from tests.support.serving import own_port
-from tests.support.waiting import PATIENCE_S, wait_for
+from tests.support.waiting import PATIENCE_S, is_alive, wait_for
 
 FAKE_SERVER = "tests.server.serve_fake"
 
@@ -115,7 +115,7 @@ def test_the_engine_process_does_not_outlive_a_killed_server(tmp_path: Path) -> 
         (worker,) = psutil.Process(process.pid).children()
         os.kill(process.pid, signal.SIGKILL)
         process.wait(PATIENCE_S)
-        wait_for(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+        wait_for(lambda: not is_alive(worker))
 
 
 def test_a_taken_port_is_named_with_what_to_do(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_stopped_engine_costs_its_callers_the_queue_time_and_is_restarted(tmp_
                 for late in callers.map(lambda path: post(client, path, bodies[path]), bodies):
                     assert (late.status_code, "waited longer than 1 s" in late.text) == (504, True)
             assert b'"error"' in b"".join(events)
-        assert not worker.is_running()
+        wait_for(lambda: not is_alive(worker))
         wait_for(lambda: client.post("/generate", json={"inputs": "SAY:hello"}).status_code == 200)
 
 

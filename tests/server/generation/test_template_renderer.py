@@ -114,7 +114,7 @@ def _children(pid: int) -> list[int]:
 def _is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except OSError:  # it has ended before or while it was read
         return False
 
 

@@ -19,7 +19,7 @@ import pytest
 from manylora.server.engine_client.process.worker import WORKER_MODULE
 from tests.conftest import missing
 from tests.support.paths import ROOT
-from tests.support.waiting import wait_for
+from tests.support.waiting import has_word, wait_for
 
 PAGE = 4096
 MOUNT = 'mount -t tmpfs -o size=2m tmpfs "$1" && shift && exec "$@"'
@@ -55,7 +55,7 @@ class SmallDisk:
 
     def engine(self) -> psutil.Process:
         children = psutil.Process(self.process.pid).children()
-        (found,) = [child for child in children if WORKER_MODULE in child.cmdline()]
+        (found,) = [child for child in children if has_word(child, WORKER_MODULE)]
         return found
 
     def ask(self, text: str = "SAY:hello") -> httpx2.Response:
