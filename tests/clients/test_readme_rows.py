@@ -19,6 +19,7 @@ FEATURES = {
     "metrics": r"\.metrics\(",
     "models": r"\.models\.list\(",
     "parse": r"completions\.parse\(",
+    "prompt templates": r"\.prompt_template\(",
     "responses": r"\.responses\.create\(",
     "schema": r"response_format[=:]|JSON_SCHEMA|json_schema",
     "scopes": r"\bscopes\b",

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import shutil
 import zipfile
@@ -17,6 +18,9 @@ os.environ["PREDIBASE_GATEWAY"] = URL
 os.environ["HOME"] = SCRATCH  # where it looks for settings
 
 from predibase import DeploymentConfig, Predibase, PredibaseClient, UpdateDeploymentConfig  # noqa: E402 - it reads the environment
+from predibase.pql.api import Session  # noqa: E402 - as above
+from predibase.resource.llm.interface import LLMDeployment  # noqa: E402 - as above
+from predibase.resources import openai as sdk_openai  # noqa: E402 - as above
 
 PROMPT, ANSWER, PARIS = FACTS["prompt"], FACTS["answer"], "The capital of France is"
 FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -33,6 +37,13 @@ def shared() -> Any:
 def bare(of: Predibase = pb) -> Any:
     """`serving_url_override` is the server's address; without it the SDK asks Predibase's own."""
     return of.deployments.client(shared(), serving_url_override=URL, force_bare_client=True)
+
+
+def allow_http() -> None:
+    """Ask for inference at the server's address. The SDK writes https:// itself where it takes no such address."""
+    sdk_openai.openai_compatible_endpoint = lambda _, ref: pb.deployments.openai_compatible_endpoint(ref, URL)
+    LLMDeployment.deployment_url = property(lambda own: pb.deployments.build_serving_url(own.name, URL))
+    Session._get_serving = lambda own, path, params: own._http().get(f"{URL}{path}", headers=own.get_headers())
 
 
 def uploaded(repo: str) -> str:
@@ -228,6 +239,43 @@ async def the_async_client_does_the_same() -> None:
 
 
 @case
+async def texts_are_embedded() -> None:
+    allow_http()
+    embed = partial(pb.embeddings.create, model=shared().name, input=PARIS)
+    reply = embed()
+    [whole] = [entry.embedding for entry in reply.data]
+    assert abs(math.hypot(*whole) - 1) < 1e-5
+    assert reply.usage.prompt_tokens == 5
+    assert embed(encoding_format="float").data[0].embedding == whole
+    many = embed(input=["A parcel is late.", PARIS], hugging_face_api_key="unused").data
+    assert [entry.index for entry in many] == [0, 1]
+    assert many[1].embedding == whole != many[0].embedding
+    adapted = embed(adapter_id=FACTS["adapter"])
+    assert adapted.model == FACTS["adapter"]
+    assert adapted.data[0].embedding != whole
+    kept = embed(dimensions=16).data[0].embedding
+    assert all(abs(value - given / math.hypot(*whole[:16])) < 1e-6 for value, given in zip(kept, whole, strict=False))
+    assert len(kept) == 16
+    native = await pb.deployments.async_client(shared(), serving_url=URL).embed(PARIS)
+    assert all(abs(value - given) < 1e-6 for value, given in zip(native.embeddings, whole, strict=True))
+    refused(lambda: embed(adapter_id="nothing"), "does not exist")
+
+
+@case
+def chats_and_texts_have_a_short_form() -> None:
+    """`pb.chat` and `pb.completion` name the deployment as the model, and the adapter beside it."""
+    allow_http()
+    asked: Any = {"model": shared().name, "adapter_id": FACTS["adapter"], "max_tokens": 8, "temperature": 0}
+    chat = pb.chat.completion.create(messages=[{"role": "user", "content": FACTS["question"]}], **asked)
+    assert chat.choices[0].message.content == ANSWER
+    assert pb.completion.create(prompt=PROMPT, **asked).choices[0].text == ANSWER
+    chunks = pb.completion.create(prompt=PROMPT, stream=True, **asked)
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == ANSWER
+    asked["model"] = "nothing"
+    refused(lambda: pb.completion.create(prompt=PARIS, **asked), "was not found")
+
+
+@case
 def openai_is_served_below_the_deployment() -> None:
     from openai import NotFoundError, OpenAI
 
@@ -285,6 +333,32 @@ def the_older_client_reads_deployments() -> None:
     assert deployment.get_events(detailed=True)["deploymentStatus"] == "ready"
     assert deployment.data.is_shared
     refused(lambda: older.LLM("pb://deployments/nothing"), "404")
+
+
+@case
+def the_older_client_prompts_a_deployment() -> None:
+    """A deployment has no template of its own, so that a prompt of one field is what the model reads."""
+    allow_http()
+    older = PredibaseClient(gateway=URL, token=KEY)
+    deployment = older.LLM(f"pb://deployments/{shared().name}")
+    assert deployment.is_ready()
+    template = older.prompt_template('Answer $question as {"city": …}:').render()
+    prompt = template.format(question=PARIS)
+    assert prompt == f'Answer {PARIS} as {{"city": …}}:'
+    greedy: Any = {"max_new_tokens": 6, "temperature": 1e-6}
+    expected = bare().generate(prompt, max_new_tokens=6).generated_text
+    for data in (prompt, {"text": prompt}):
+        reply = deployment.prompt(data, **greedy)
+        assert (reply.prompt, reply.response, reply.model_name) == (prompt, expected, shared().name)
+    assert deployment.prompt(prompt, bypass_system_prompt=True, **greedy).response == expected
+    replies = deployment.prompt_batch([prompt, {"text": PARIS}], **greedy)
+    texts = {PARIS: bare().generate(PARIS, max_new_tokens=6).generated_text, prompt: expected}
+    assert {reply.prompt: reply.response for reply in replies} == texts
+    refused(lambda: deployment.prompt({"a": "1", "b": "2"}), "no default_prompt_template exists")
+    tuned = {"adapter_id": FACTS["adapter"], "max_new_tokens": 8}
+    assert deployment.generate(PROMPT, options={**tuned, "details": True}).generated_tokens > 1
+    assert [reply.response for reply in deployment.generate_batch([PROMPT], options={**tuned})] == [ANSWER]
+    assert list(deployment.generate_stream(PROMPT, options=tuned))[-1].generated_text == ANSWER
 
 
 if __name__ == "__main__":
