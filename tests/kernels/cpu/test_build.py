@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,22 @@ def libraries(cache_dir: Path) -> list[Path]:
     return sorted((cache_dir / "kernels").iterdir())
 
 
+def in_memory() -> list[str]:
+    """Descriptors of libraries that this process keeps in memory."""
+    found = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            found += [path.name] * ("manylora-kernels" in str(path.readlink()))
+    return sorted(found)
+
+
 def test_a_library_is_built_once_and_found_again(tiny_sources: Path, tmp_path: Path) -> None:
     load_library(tmp_path)
     (built,) = libraries(tmp_path)
     written = built.stat().st_mtime_ns
+    kept = in_memory()
     load_library(tmp_path)
+    assert in_memory() == kept
     assert [built] == libraries(tmp_path)
     assert built.stat().st_mtime_ns == written
 

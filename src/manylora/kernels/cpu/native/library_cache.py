@@ -16,6 +16,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 MAGIC = b"manylora-kernels"
@@ -61,11 +62,12 @@ def _require_own(found: os.stat_result) -> None:
         raise KeptFileUnusable(f"others may write it, mode {stat.S_IMODE(found.st_mode):o}")
 
 
+@cache
 def load_code(code: bytes) -> ctypes.CDLL:
     """Load a library from memory, or through a private file where the system forbids that. Raises `KeptFileUnusable`.
 
     The descriptor stays open: its number is the library's name, and the loader takes two libraries of one name for the
-    same.
+    same. A process loads the same code once, so that it has one descriptor however many models it opens.
     """
     try:
         descriptor = os.memfd_create("manylora-kernels", os.MFD_CLOEXEC)
