@@ -17,6 +17,7 @@ from manylora.ids import Digest
 from manylora.kernels.cuda.backend import TorchKernels
 from manylora.kernels.cuda.copies import CardCopies
 from tests.kernels.cuda.streams import FakeCuda
+from tests.support.waiting import wait_for
 from tests.wiring.test_card import card, folder, open_engine, request, run
 
 __all__ = ["folder"]
@@ -146,3 +147,20 @@ def test_a_deletion_overwrites_the_card_and_the_host_tier_and_unlocks_its_pages(
     assert not np.frombuffer(image.body, dtype=np.uint8).any()
     assert address not in made.cuda.locked
     assert len(made.cuda.locked) == 1
+
+
+def test_an_engine_that_ends_waits_for_its_copies_and_unlocks_the_pages_of_its_host_tier(folder: Path) -> None:
+    made = Copying(folder, FakeCuda())
+    made.run(ref("one"))
+    made.engine.submit(request(3, ref("large")))
+
+    def is_copied() -> bool:
+        made.engine.step()
+        return bool(made.stream.work)
+
+    wait_for(is_copied)
+    assert len(made.cuda.locked) == 2
+    made.engine.close()
+    assert not made.cuda.locked
+    assert not made.stream.work
+    assert made.cuda.log[-3:] == ["host waits for copies", "unlock", "unlock"]

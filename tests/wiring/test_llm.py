@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +13,12 @@ import torch
 from peft import LoraConfig
 
 from manylora import LLM, SamplingParams
+from manylora.config.settings import Config
+from manylora.engine.engine import Engine
 from manylora.errors import AdapterNotFound, InvalidParameter, ModelNotFound, TaskUnsupported
 from manylora.models.text.grammar import regex_grammar
+from manylora.server.engine_client.served_model import ServedModel
+from manylora.wiring.engine import ReportLine, build_engine
 from tests.support.classifiers import make_classifier, oracle_classes, oracle_hidden
 from tests.support.paths import ROOT
 from tests.support.text_adapters import ADDED, SIZE, make_text_base, plain_adapter, speaking_adapter
@@ -178,9 +183,21 @@ def test_wrong_names_are_refused_and_others_go_on(llm: LLM) -> None:
     assert llm.generate("hello", "plain", max_tokens=1).tokens
 
 
-def test_a_closed_model_says_so(base: TinyBase, tmp_path: Path) -> None:
+def test_a_closed_model_keeps_no_engine_and_says_that_it_is_closed(
+    base: TinyBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines: list[weakref.ref[Engine]] = []
+
+    def build(config: Config, report: ReportLine) -> tuple[Engine, ServedModel]:
+        engine, served = build_engine(config, report)
+        engines.append(weakref.ref(engine))
+        return engine, served
+
+    monkeypatch.setattr("manylora.wiring.llm.build_engine", build)
     llm = LLM(base.directory, settings={"model.cache_dir": str(tmp_path), "model.kernels": "reference"})
+    assert llm.generate("hello", max_tokens=1).tokens
     llm.close()
+    assert [engine() for engine in engines] == [None]
     llm.close()
     with pytest.raises(InvalidParameter, match="closed"):
         llm.generate("hello")

@@ -51,6 +51,9 @@ class Copy(Protocol):
     def has_ended(self) -> bool:
         """Return whether the copy has ended; later steps may read the tensor then. Does not wait."""
 
+    def wait(self) -> None:
+        """Wait until the copy has ended, where no step follows: its source is about to be freed."""
+
 
 class Copies(Protocol):
     """Copies of adapters to the device, beside the steps where the device can."""

@@ -1,6 +1,7 @@
 """A base model and its adapters in this process, without a server: `from manylora import LLM`."""
 
 import asyncio
+import gc
 import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -175,6 +176,7 @@ class LLM:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+        gc.collect()  # the parts of the engine, which holds the weights, refer to each other
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str, too

@@ -37,6 +37,7 @@ class FakeEvent:
         self._has_come = False
 
     def record(self, stream: FakeStream) -> None:
+        self._stream = stream
         self._log.append(f"record on {stream.name}")
         stream.work.append(self._come)
 
@@ -46,9 +47,13 @@ class FakeEvent:
     def query(self) -> bool:
         return self._has_come
 
+    def synchronize(self) -> None:
+        self._log.append(f"host waits for {self._stream.name}")
+        self._stream.run()
+
 
 class FakeCuda:
-    """The calls of `torch.cuda` that copies use. It has no call that waits for a stream.
+    """The calls of `torch.cuda` that copies use. Its one call that waits is in the log.
 
     locked    addresses of locked pages with their bytes
     refusals  how many further calls to lock pages are refused; each leaves an error to the next operation
@@ -91,6 +96,7 @@ class FakeCuda:
 
     def cudaHostUnregister(self, address: int) -> int:  # noqa: N802 - the library's name
         del self.locked[address]
+        self.log.append("unlock")
         return 0
 
 

@@ -49,6 +49,9 @@ class Bank(Protocol):
     def erase(self, digest: Digest) -> None:
         """Overwrite a placed adapter that no pin holds with zeros, and drop it."""
 
+    def close(self) -> None:
+        """Wait for the placements under way, whose images are freed next."""
+
 
 class Lender(Protocol):
     """An owner of device memory that lends what it does not use."""

@@ -46,3 +46,7 @@ class CardBank(PlacedImages):
 
     def unlock_pages(self, image: HostImage) -> None:
         self._copies.unlock_pages(weights_of(image))
+
+    def close(self) -> None:
+        for _, copy in self._moving.values():
+            copy.wait()

@@ -60,6 +60,9 @@ class PlacedImages(ABC):
     def erase(self, digest: Digest) -> None:
         self._placed.pop(digest).image.zero_()
 
+    def close(self) -> None:  # noqa: B027  # in most banks a placement ends as it begins
+        """As `Bank.close`."""
+
 
 def weights_of(image: HostImage) -> torch.Tensor:
     """Return the weights of an image as a tensor over its own memory: (elements,) in the image's dtype."""

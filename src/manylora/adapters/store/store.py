@@ -384,7 +384,8 @@ class Store:
         )
 
     def close(self) -> None:
-        """Stop the loaders and leave the disk tier to the next process."""
+        """Stop the loaders, leave the disk tier to the next process, and give locked pages back to the system."""
         self._ingest.close()
         self._reader.close()
         self._disk.close()
+        self._device.close()

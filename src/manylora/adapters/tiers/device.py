@@ -402,6 +402,14 @@ class Device:
         self._used_s.pop(digest, None)
         self._fresh.pop(digest, None)
 
+    def close(self) -> None:
+        """Wait for the placements under way, and give the locked pages of the host tier back to the system."""
+        try:
+            self.bank.close()
+        finally:
+            if self.host is not None:
+                self.host.close()
+
     # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def versions(self, ref: AdapterRef) -> set[Digest]:

@@ -103,6 +103,12 @@ class HostTier:
             np.frombuffer(image.body, dtype=np.uint8)[:] = 0
             self.remove(digest)
 
+    def close(self) -> None:
+        """Unlock the pages of all images, which are freed next. No copy of them is under way any more."""
+        for image in self._images.values():
+            self._pages.unlock_pages(image)
+        self._images.clear()
+
     def _refuse_pinned(self, digest: Digest) -> None:
         if self._cache.is_pinned(digest):
             raise AssertionError(f"image {digest} is copied to the device: it stays in host memory")

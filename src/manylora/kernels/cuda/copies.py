@@ -84,3 +84,7 @@ class CardCopy:
             self.tensor.record_stream(self._steps)
         self._source = None
         return True
+
+    def wait(self) -> None:
+        if self._source is not None:
+            self._event.synchronize()

@@ -15,6 +15,9 @@ class EndedCopy:
     def has_ended(self) -> bool:
         return True
 
+    def wait(self) -> None:
+        """Return at once."""
+
 
 class ImmediateCopies:
     """`Copies` by a call that returns the copied tensor, `Kernels.place`. No page of the host is locked for it."""

@@ -64,7 +64,7 @@ class InProcessTransport:
 
     def __init__(self, build: BuildEngine, clock: Clock | None = None) -> None:
         """Start nothing yet. `start` calls `build` in the engine's thread and raises its exceptions."""
-        self._build = build
+        self._build: BuildEngine | None = build
         self._clock = clock or SystemClock()
         self._thread: threading.Thread | None = None
         self._served: ServedModel | None = None
@@ -110,8 +110,11 @@ class InProcessTransport:
         self._receiver.lose(FinishReason.SHUTDOWN, Unavailable(SHUTTING_DOWN))
 
     def _run(self) -> None:
+        build, self._build = self._build, None  # which may hold the engine beyond its end
+        if build is None:
+            raise AssertionError("the engine was started twice")
         try:
-            engine, served = self._build()
+            engine, served = build()
         except Exception as error:
             self._connection.call(partial(self._fail_start, error))
             return
