@@ -140,7 +140,18 @@ BODIES: list[tuple[bytes, dict[str, str], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/v1/chat/completions"])
+PATHS = [
+    "/generate",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/conversations",
+    "/v1/batches",
+]
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_each_strange_body_has_a_clear_error(served: tuple[psutil.Process, httpx2.Client], path: str) -> None:
     process, client = served
     before = memory(process)
@@ -151,5 +162,104 @@ def test_each_strange_body_has_a_clear_error(served: tuple[psutil.Process, httpx
         assert reply.status_code in ({status} if status else {400, 422}), (body[:40], reply.text[:300])
         assert words in message, (body[:40], reply.text[:300])
         assert len(reply.content) < 2_000
+    assert_others_are_served(client)
+    assert memory(process) - before < 48 << 20
+
+
+FORM = {"content-type": "multipart/form-data; boundary=cut"}
+LINE = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "SAY:hi", "model": ""}}
+
+
+def form_of(content: bytes, *, name: bytes = b"lines.jsonl", purpose: bytes = b"batch") -> bytes:
+    """Return a form with a file, whose boundary is that of `FORM`."""
+    head = b'--cut\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    file = head % (b"file", b'; filename="%s"' % name, content)
+    return head % (b"purpose", b"", purpose) + file + b"--cut--\r\n"
+
+
+WHOLE_FORM = form_of(json.dumps(LINE).encode())
+FORMS: list[tuple[bytes, dict[str, str], int, str]] = [
+    (WHOLE_FORM, {"content-type": "application/json"}, 415, "multipart/form-data"),
+    (WHOLE_FORM, {"content-type": "multipart/form-data"}, 415, "boundary"),
+    (WHOLE_FORM, {"content-type": "multipart/form-data; boundary=" + "x" * 1000}, 415, "boundary"),
+    (WHOLE_FORM, {"content-type": "multipart/form-data; boundary=cut" + "; a=b" * 1000}, 415, "boundary"),
+    (WHOLE_FORM, {"content-encoding": "gzip"}, 415, "`Content-Encoding: gzip`"),
+    (gzip.compress(WHOLE_FORM), {"content-encoding": "gzip"}, 415, "`Content-Encoding: gzip`"),
+    (gzip.compress(WHOLE_FORM), {}, 400, "the form ends before its last boundary"),
+    (WHOLE_FORM[:-9], {}, 400, "the form ends before its last boundary"),
+    (b"", {}, 400, "the form ends before its last boundary"),
+    (b"[" * DEEP, {}, 400, "the form ends before its last boundary"),
+    (b"--cut\r\n" * 1000, {}, 400, "form"),
+    (form_of(b"", name=b"x" * 10_000), {}, 400, "8192 bytes"),
+    (form_of(b"", name=b"\xff\xfe"), {}, 400, "UTF-8"),
+    (form_of(b"", purpose=b"x" * 100_000), {}, 400, "`purpose` may have at most 65536 bytes"),
+    (form_of(b"", purpose=b"\xff"), {}, 400, "`purpose` must be UTF-8"),
+]
+
+
+def test_each_strange_form_has_a_clear_error(served: tuple[psutil.Process, httpx2.Client]) -> None:
+    process, client = served
+    before = memory(process)
+    for body, headers, status, words in FORMS:
+        reply = client.post("/v1/files", content=body, headers={**FORM, **headers})
+        assert (reply.status_code, words in reply.text) == (status, True), (body[:40], headers, reply.text[:300])
+        assert len(reply.content) < 2_000
+    assert client.get("/v1/files").json()["data"] == []
+    assert_others_are_served(client)
+    assert memory(process) - before < 48 << 20
+
+
+ENDED = ("failed", "completed", "expired")
+
+
+def end_of(client: httpx2.Client, batch_id: str) -> dict[str, Any]:
+    """Return a batch at its end."""
+    batch = dict[str, Any]()
+
+    def is_over() -> bool:
+        batch.update(client.get(f"/v1/batches/{batch_id}").json())
+        return batch["status"] in ENDED
+
+    wait_for(is_over)
+    return batch
+
+
+def bodied(body: bytes) -> bytes:
+    """Return a line of a batch with these bytes as its body."""
+    return json.dumps(LINE).encode().replace(json.dumps(LINE["body"]).encode(), body)
+
+
+LINES: list[tuple[bytes, str]] = [
+    (b"[" * DEEP, "the line is no JSON object"),
+    (b'{"custom_id":' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}", ""),
+    (bodied(b"[" * DEEP + b"]" * DEEP), ""),
+    (bodied(b'"' + b"x" * (3 << 20) + b'"'), "2097152 bytes"),
+    (json.dumps(LINE).encode("utf-16"), "the line is no JSON object"),
+    (b"\xef\xbb\xbf" + json.dumps(LINE).encode(), "the line is no JSON object"),
+    (bodied(b'{"prompt": "\xff\xfe"}'), "not valid JSON"),
+    (bodied(b'{"prompt": "\\ud800"}'), "the line is no JSON object"),
+    (gzip.compress(json.dumps(LINE).encode()), "the line is no JSON object"),
+    (b"\x00" * 1_000_000, "the line is no JSON object"),
+]
+
+
+def test_each_strange_line_of_a_batch_is_an_error_of_its_batch(served: tuple[psutil.Process, httpx2.Client]) -> None:
+    """A file has any content; its batch ends as failed, or with an error for the line."""
+    process, client = served
+    before = memory(process)
+    for content, words in LINES:
+        made = client.post("/v1/files", content=form_of(content), headers=FORM).json()
+        asked = {"input_file_id": made["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch = client.post("/v1/batches", json=asked).json()
+        ended = end_of(client, batch["id"])
+        assert ended["status"] != "expired", content[:60]
+        if ended["status"] == "failed":
+            told = json.dumps(ended["errors"])
+        else:
+            assert ended["request_counts"] == {"total": 1, "completed": 0, "failed": 1}, content[:60]
+            told = client.get(f"/v1/files/{ended['error_file_id']}/content").text
+        assert words in told, (content[:60], told[:300])
+        assert len(told) < 4_000
+        client.delete(f"/v1/files/{made['id']}")
     assert_others_are_served(client)
     assert memory(process) - before < 48 << 20

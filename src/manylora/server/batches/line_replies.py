@@ -83,8 +83,11 @@ def expired_result(line: BatchLine) -> LineResult:
 
 
 def _model_of(line: BatchLine) -> str | None:
-    """Return the model's name in a line, for the text of an error; None: it names none."""
-    fields = msgspec.json.decode(line.body)
+    """Return the model's name in a line, for the text of an error; None: it names none, or is the error itself."""
+    try:
+        fields = msgspec.json.decode(line.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None  # the check of an input does not look for bytes that are no UTF-8 in a body
     name = fields.get("adapter_id") or fields.get("model")
     return name if isinstance(name, str) else None
 
