@@ -16,6 +16,8 @@ from tests.control.plane import migrated_in
 from tests.forks import COMMAND, Fork, forks
 
 START_WAIT_S = 120
+READS = "control.reads_per_minute=1000000"
+"""The setting of a server that a test asks in a loop whether usage is booked: sixty reads at once are the default."""
 STOP_WAIT_S = 60
 FIRST_PORT, PORTS_OF_EACH_WORKER = 20_000, 1_000
 """Below the ports that Linux gives out by itself, from 32768 on, so that none of these is taken meanwhile."""

@@ -15,6 +15,7 @@ from tests.control.uploading import PLAIN, base_settings
 from tests.server.app.test_server_process import forked_server
 from tests.server.tiny_tokenizer import VOCAB_SIZE
 from tests.support.paths import ROOT
+from tests.support.serving import READS
 
 AXE = ROOT / ".venvs" / "axe-core" / "node_modules" / "axe-core" / "axe.min.js"
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -98,6 +99,7 @@ def console_server(folder: Path) -> Iterator[tuple[str, str]]:
         "control.signup_open=true",
         "control.free_bases=tiny",
         "adapters.hub_endpoint=",
+        READS,
         uploads,
     )
     with forked_server(Path(base), *settings) as (_, client):

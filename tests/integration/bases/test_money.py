@@ -18,7 +18,7 @@ from manylora.control.process.first_start import ensure_first_start
 from manylora.control.process.opening import open_control
 from tests.integration.bases.test_two_bases import save_adapter
 from tests.models.tiny_tokenizers import save_byte_level, save_sentencepiece
-from tests.support.serving import make_cache, running_server
+from tests.support.serving import READS, make_cache, running_server
 from tests.support.tiny import make_base
 from tests.support.waiting import wait_for
 
@@ -87,7 +87,13 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     admin, cache = opened(folder), make_cache(folder / "cache")
     words = [f"--base={folder / base}" for base in PRICES]
     words += [f"--adapter-root={folder / 'adapters'}", "--auth=on"]
-    settings = [f"model.cache_dir={cache}", "model.kernels=reference", "metering.ship_s=0.05", "control.poll_s=0.1"]
+    settings = [
+        f"model.cache_dir={cache}",
+        "model.kernels=reference",
+        "metering.ship_s=0.05",
+        "control.poll_s=0.1",
+        READS,
+    ]
     with (
         running_server(folder / "log", *words, *(f"--set={each}" for each in settings)) as url,
         httpx2.Client(base_url=url, timeout=60) as client,

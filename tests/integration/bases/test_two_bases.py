@@ -17,7 +17,7 @@ from peft import LoraConfig
 from manylora import LLM
 from manylora.config.declaration import Setting
 from tests.models.tiny_tokenizers import save_byte_level, save_sentencepiece
-from tests.support.serving import make_cache, running_server
+from tests.support.serving import READS, make_cache, running_server
 from tests.support.tiny import ALL, TinyBase, make_adapter, make_base
 from tests.support.waiting import has_word, listens, wait_for
 
@@ -103,7 +103,7 @@ class TwoBases:
 def server(folder: Path) -> Iterator[TwoBases]:
     cache = make_cache(folder / "cache")
     words = [*(f"--base={folder / base}" for base in ADAPTERS), f"--adapter-root={folder / 'adapters'}"]
-    settings = [f"model.cache_dir={cache}", "model.kernels=reference", "metering.ship_s=0.05"]
+    settings = [f"model.cache_dir={cache}", "model.kernels=reference", "metering.ship_s=0.05", READS]
     with running_server(folder / "log", *words, *(f"--set={each}" for each in settings), starts_engines=True) as url:
         client = TwoBases(url)
         try:

@@ -21,7 +21,7 @@ from manylora.control.billing.prices import set_price
 from manylora.control.process.first_start import ensure_first_start
 from manylora.control.process.opening import open_control
 from tests.models.tiny_tokenizers import save_byte_level
-from tests.support.serving import running_server
+from tests.support.serving import READS, running_server
 from tests.support.tiny import ALL, make_adapter, make_base
 from tests.support.waiting import wait_for
 
@@ -114,7 +114,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     made = [make_adapter(base, folder / f"made-{seed}", shape, seed=seed) for seed in range(4)]
     admin = opened(folder)
     (folder / "none").mkdir()
-    flags = ("--base", str(folder / "base"), "--adapter-root", str(folder / "none"), "--auth", "on")
+    flags = ("--base", str(folder / "base"), "--adapter-root", str(folder / "none"), "--auth", "on", f"--set={READS}")
     with (
         running_server(folder / "log", *flags) as url,
         httpx2.Client(base_url=url, timeout=60) as client,

@@ -14,7 +14,7 @@ from peft import LoraConfig
 from manylora import LLM
 from manylora.config.declaration import Setting
 from tests.models.tiny_tokenizers import save_byte_level
-from tests.support.serving import make_cache, running_server
+from tests.support.serving import READS, make_cache, running_server
 from tests.support.tiny import ALL, make_adapter, make_base
 from tests.support.waiting import has_word, is_alive, listens, wait_for
 
@@ -104,7 +104,7 @@ def ranked_server(folder: Path, log: Path, degree: int, *settings: str, exit_cod
     """Start a server of `degree` ranks on the base of `make_folder`. Its end leaves no process of theirs."""
     cache = make_cache(log.parent / f"cache-{log.name}")
     words = [f"--base={folder / 'tiny'}", f"--adapter-root={folder / 'adapters'}", f"--tensor-parallel={degree}"]
-    given = [f"model.cache_dir={cache}", "model.kernels=reference", "metering.ship_s=0.05", *settings]
+    given = [f"model.cache_dir={cache}", "model.kernels=reference", "metering.ship_s=0.05", READS, *settings]
     log.parent.mkdir(parents=True, exist_ok=True)
     words += [f"--set={each}" for each in given]
     with (

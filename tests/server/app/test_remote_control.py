@@ -14,7 +14,7 @@ from manylora.control.billing.prices import set_price
 from manylora.control.process.opening import open_control
 from tests.control.control_process import EDGE_TOKEN, ControlProcess, running_control
 from tests.server.app.test_server_process import forked_server
-from tests.support.serving import own_port
+from tests.support.serving import READS, own_port
 from tests.support.waiting import PATIENCE_S, wait_for
 
 INPUT, OUTPUT = 3, 7
@@ -76,7 +76,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     kept = tmp_path / "kept"
     make_price(kept)
     with ExitStack() as stack:
-        plane = stack.enter_context(running_control(kept, port=own_port()))  # one that a second start finds free
+        plane = stack.enter_context(running_control(kept, READS, port=own_port()))  # one that a second start finds free
         given = (
             f"control.url={plane.url}",
             f"control.edge_token={EDGE_TOKEN}",

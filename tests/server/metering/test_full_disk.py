@@ -19,6 +19,7 @@ import pytest
 from manylora.server.engine_client.process.worker import WORKER_MODULE
 from tests.conftest import missing
 from tests.support.paths import ROOT
+from tests.support.serving import READS
 from tests.support.waiting import has_word, wait_for
 
 PAGE = 4096
@@ -82,7 +83,7 @@ def small_disk(directory: Path, *settings: str) -> Iterator[SmallDisk]:
     disk.mkdir()
     serve = [sys.executable, "-m", "tests.server.serve_fake", str(directory), f"metering.dir={disk}/metering"]
     serve += [setting.format(disk=disk) for setting in settings]
-    serve += ["metering.ship_s=0.1", "metering.durable_wait_s=1", "server.drain_s=1"]
+    serve += ["metering.ship_s=0.1", "metering.durable_wait_s=1", "server.drain_s=1", READS]
     words = [*unshare(), "sh", "-c", MOUNT, "sh", str(disk), *serve]
     with (
         errors.open("wb") as stderr,
