@@ -22,7 +22,8 @@ from manylora.system.signals import StopSignals
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 5
+KEEP_ALIVE_S = 75
+"""Longer than the five seconds for which edges keep an idle connection: one that closes both ways loses a request."""
 CLOSE_WAIT_S = 10
 
 Ready = Callable[[Control, str, str | None], None]
