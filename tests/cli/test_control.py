@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from manylora.cli import app
-from manylora.control.process.run import CLOSE_WAIT_S
 from manylora.errors import ConfigInvalid
+from tests.control import patient_control
 from tests.control.control_process import EDGE_TOKEN, running_control
 from tests.support.waiting import PATIENCE_S, wait_for
 
@@ -76,7 +76,7 @@ def test_a_taken_port_is_told(tmp_path: Path) -> None:
 
 
 def test_a_second_signal_waits_for_no_request(tmp_path: Path) -> None:
-    with running_control(tmp_path / "kept") as plane:
+    with running_control(tmp_path / "kept", module=patient_control.MODULE) as plane:
         host, _, port = plane.url.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(
@@ -88,4 +88,4 @@ def test_a_second_signal_waits_for_no_request(tmp_path: Path) -> None:
             wait_for(lambda: not is_listening(plane.url))
             assert plane.process.poll() is None
             plane.process.terminate()
-            assert plane.process.wait(timeout=CLOSE_WAIT_S - 2) == 0
+            assert plane.process.wait(timeout=PATIENCE_S) == 0

@@ -33,13 +33,19 @@ class ControlProcess:
 
 @contextmanager
 def running_control(
-    folder: Path, *assignments: str, is_first: bool = True, makes_tables: bool = False, port: int = 0
+    folder: Path,
+    *assignments: str,
+    is_first: bool = True,
+    makes_tables: bool = False,
+    port: int = 0,
+    module: str = COMMAND,
 ) -> Iterator[ControlProcess]:
     """Run it with its data in a folder.
 
     is_first      whether to wait for the operator's key
     makes_tables  whether a first start makes the tables, which takes half a second
     port          0: a free one
+    module        of the process
     """
     if is_first and not makes_tables and not folder.exists():
         migrated_in(folder)
@@ -47,7 +53,7 @@ def running_control(
     words = ["control", "--port", str(port), *(word for assignment in given for word in ("--set", assignment))]
     with TemporaryDirectory() as place:
         printed, errors = Path(place) / "printed", Path(place) / "errors"
-        process = forks().start(COMMAND, words, output=printed, errors=errors)
+        process = forks().start(module, words, output=printed, errors=errors)
         try:
             told = re.compile(r"answers at (\S+?);" + (r"[\s\S]*^(pb_\S+)$" if is_first else ""), re.MULTILINE)
             wait_for(lambda: process.poll() is not None or bool(told.search(printed.read_text())))
