@@ -11,13 +11,15 @@ from sqlalchemy import func, select
 from manylora.control import key_uses
 from manylora.control.billing import ledger as ledger_module
 from manylora.control.billing.ledger import insert_records
+from manylora.control.storage.budget_tables import webhook_messages
 from manylora.control.storage.database import migrate
 from manylora.control.storage.tables import ledger
 from manylora.control.webhooks.endpoints import MOST_WEBHOOKS
+from manylora.control.webhooks.outbox import enqueue
 from tests.conftest import long
 from tests.control.plane import Plane, in_plane, record
 from tests.control.postgres_server import PostgresServer
-from tests.control.queued_calls import WAITING, in_turn
+from tests.control.queued_calls import WAITING, in_turn, until_waiting
 
 
 def on_postgres(server: PostgresServer, folder: Path, scenario: Any) -> None:
@@ -81,5 +83,32 @@ def test_of_two_ends_of_a_budget_at_one_time_one_finds_nothing(
         made = await plane.call("POST", "/v1/account/budgets", {"name": "team", "limit_nanousd": 1}, key=own)
         ending = partial(plane.call, "DELETE", f"/v1/account/budgets/{made.json()['id']}", key=own)
         assert [reply.status_code for reply in await in_turn(plane, ending, ending)] == [204, 404]
+
+    on_postgres(postgres, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("_", long(0))
+def test_a_webhook_that_ends_while_its_messages_are_taken_lets_no_transaction_fail(
+    postgres: PostgresServer, tmp_path: Path, _: int
+) -> None:
+    """A claim locks messages in the order of their ids, and keeps those locks until its end."""
+
+    async def scenario(plane: Plane) -> None:
+        own = await plane.new_tenant("acme")
+        body = {"url": "https://hooks.example/"}
+        made = (await plane.call("POST", "/v1/account/webhooks", body, key=own)).json()
+        async with plane.control.database.write() as connection:
+            for number in range(12):
+                await enqueue(connection, "acme", "budget.alert", f"event-{number}", {}, plane.control.now_ms())
+            ids = sorted((await connection.execute(select(webhook_messages.c.id))).scalars())
+        rows = [select(webhook_messages).where(webhook_messages.c.id == each).with_for_update() for each in ids]
+        async with plane.control.database.write() as connection:
+            await connection.execute(rows[0])
+            path = f"/v1/account/webhooks/{made['id']}"
+            ending = asyncio.create_task(plane.call("DELETE", path, key=own))
+            await until_waiting(plane, 1)
+            for row in rows[1:]:
+                await connection.execute(row)
+        assert (await ending).status_code == 204
 
     on_postgres(postgres, tmp_path, scenario)

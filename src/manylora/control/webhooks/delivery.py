@@ -18,7 +18,7 @@ from sqlalchemy import Row, func, select, update
 from manylora.control.control import Control
 from manylora.control.storage.budget_tables import webhook_messages, webhooks
 from manylora.control.webhooks.endpoints import secret_of, signature
-from manylora.control.webhooks.outbox import DEAD, DELIVERED, WAITING
+from manylora.control.webhooks.outbox import DEAD, DELIVERED, WAITING, hold_messages
 from manylora.http.public_addresses import public_address
 
 log = logging.getLogger(__name__)
@@ -112,9 +112,9 @@ class Deliveries:
         if not ids:
             return []
         async with self._control.database.write() as connection:
-            taking = update(webhook_messages).where(webhook_messages.c.id.in_(ids), *is_due)
-            taken = taking.values(next_ms=now_ms + CLAIM_MS).returning(webhook_messages.c.id)
-            claimed = (await connection.execute(taken)).scalars().all()
+            claimed = await hold_messages(connection, webhook_messages.c.id.in_(ids), *is_due, is_patient=False)
+            taken = update(webhook_messages).where(webhook_messages.c.id.in_(claimed))
+            await connection.execute(taken.values(next_ms=now_ms + CLAIM_MS))
             asked_rows = (
                 select(webhook_messages, webhooks.c.url)
                 .join(webhooks, webhooks.c.id == webhook_messages.c.webhook)

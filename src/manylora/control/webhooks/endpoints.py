@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from manylora.control.storage.budget_tables import webhook_messages, webhooks
 from manylora.control.storage.cursors import cursor_of, is_before, newest_first
 from manylora.control.storage.locks import lock_tenants
-from manylora.control.webhooks.outbox import DEAD, WAITING
+from manylora.control.webhooks.outbox import DEAD, WAITING, hold_messages
 from manylora.errors import InvalidParameter, ResourceNotFound
 from manylora.http.public_addresses import HTTPS_PORT
 
@@ -91,6 +91,7 @@ async def end_webhook(connection: AsyncConnection, tenant: str, webhook: str, *,
         raise ResourceNotFound(f"there is no webhook `{webhook[:80]}`")
     waiting = (webhook_messages.c.webhook == webhook, webhook_messages.c.state == WAITING)
     gone = {"state": DEAD, "error": "the webhook was ended"}
+    await hold_messages(connection, *waiting)
     await connection.execute(update(webhook_messages).where(*waiting).values(gone))
 
 

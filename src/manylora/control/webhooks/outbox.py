@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import delete, insert, or_, select
+from sqlalchemy import ColumnElement, delete, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.storage.budget_tables import webhook_messages, webhooks
@@ -43,6 +43,17 @@ async def enqueue(
             "error": "",
         }
         await connection.execute(insert(webhook_messages).values(row))
+
+
+async def hold_messages(
+    connection: AsyncConnection, *which: ColumnElement[bool], is_patient: bool = True
+) -> Sequence[str]:
+    """Lock messages, in the order of their ids, until the transaction ends, and return their ids.
+
+    An UPDATE of several rows locks them in no order. is_patient: whether to wait for messages that others hold
+    """
+    asked = select(webhook_messages.c.id).where(*which).order_by(webhook_messages.c.id)
+    return (await connection.execute(asked.with_for_update(skip_locked=not is_patient))).scalars().all()
 
 
 async def remove_old_messages(connection: AsyncConnection, now_ms: int) -> int:
