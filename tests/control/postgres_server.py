@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import URL, create_engine
 
 from tests.conftest import missing
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_S, wait_for
 
 BINARIES = "/usr/lib/postgresql"
 
@@ -67,7 +67,7 @@ def postgres_server(binaries: Path, *, is_durable: bool = False) -> Iterator[Pos
         yield server
     finally:
         process.send_signal(signal.SIGQUIT)  # at once, without a checkpoint of files that are removed
-        process.wait(30)
+        process.wait(PATIENCE_S)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -12,7 +12,10 @@ from manylora.control.storage.tables import revisions
 from tests.control.plane import Plane
 from tests.support.waiting import PATIENCE_S
 
-WAITING = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+WAITING = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() "
+    "AND backend_type = 'client backend'"
+)
 REVISION = select(revisions).where(revisions.c.name == NAME)
 """The row that every change of what edges copy takes first."""
 

@@ -15,6 +15,7 @@ from manylora.server.generation.base_questions import GIVE_UP_S, SILENCE_S
 from manylora.server.names.adapter_fields import AdapterFields
 from tests.server.fake_engine import FakeEngine
 from tests.server.generation.test_adapter_bases import Two, two_bases
+from tests.support.waiting import PATIENCE_S
 
 HUB = AdapterFields(source="hub")
 
@@ -37,7 +38,7 @@ async def asked(two: Two, name: str, wait_s: float, **naming: Any) -> str | Many
         await asyncio.sleep(0.001)
     two.clock.advance(wait_s)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             return await task
     except ManyloraError as error:
         return error
@@ -74,7 +75,7 @@ def test_an_answer_that_depends_on_the_silent_base_names_it(tmp_path: Path) -> N
             assert "ask for `org/large/plan`" in refusal.message
         assert await two.base("large/plan") == "org/large plan"
         two.small.texts.goes_on.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while isinstance(await asked(two, "plan", 0.0), Unavailable):  # noqa: ASYNC110  the engine's thread goes on
                 await asyncio.sleep(0.01)
         assert await two.base("plan") == "org/large plan"
