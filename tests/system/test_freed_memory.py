@@ -1,6 +1,7 @@
-"""The return of freed memory: blocks between others in use go back to the system."""
+"""The return of freed memory: blocks between others in use, and large ones, go back to the system."""
 
 import ctypes
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,3 +34,33 @@ def test_freed_blocks_between_used_ones_go_back() -> None:
     for block in blocks[1::2]:
         library.free(block)
     assert freed > BLOCK_BYTES * BLOCKS // 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc and /proc are Linux's")
+def test_threads_that_have_checked_passwords_hold_no_large_blocks() -> None:
+    found = subprocess.run([sys.executable, "-c", _PASSWORDS], capture_output=True, text=True, check=True, timeout=60)
+    assert int(found.stdout) < 4 << 20, "of threads that have held 16 MiB each"
+
+
+_PASSWORDS = """
+import hashlib, threading
+from manylora.system.freed_memory import return_large_blocks
+from tests.system.test_freed_memory import resident_bytes
+
+def check():
+    for _ in range(3):
+        together.wait()
+        hashlib.scrypt(b"p", salt=b"s" * 16, n=1 << 14, r=8, p=1, maxmem=1 << 26)
+    ended.wait()
+    resume.wait()
+
+return_large_blocks()
+together, ended, resume = threading.Barrier(4), threading.Barrier(5), threading.Event()
+threads = [threading.Thread(target=check) for _ in range(4)]
+before = resident_bytes()
+for thread in threads:
+    thread.start()
+ended.wait()
+print(resident_bytes() - before)
+resume.set()
+"""

@@ -13,6 +13,7 @@ from manylora.control.deployments.placer import MakePlacer
 from manylora.control.process.first_start import ensure_first_start
 from manylora.control.process.janitor import Janitor
 from manylora.control.process.placed import Stop, placed
+from manylora.system.freed_memory import return_large_blocks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,7 @@ async def running_control(
 
     Raises `ControlUnavailable` if the database cannot be used.
     """
+    return_large_blocks()
     janitor = Janitor(control)
     try:
         admin_key = await ensure_first_start(control)
