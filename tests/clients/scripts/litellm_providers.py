@@ -104,7 +104,7 @@ def predibase_maps_errors() -> None:
     raised(litellm.BadRequestError, lambda: litellm.completion(**predibase(messages=long)), text)
 
     def ask_too_often() -> None:
-        for _ in range(FACTS["limited_requests"] + 1):
+        for _ in range(10 * FACTS["limited_requests"]):
             litellm.completion(**predibase(api_key=FACTS["limited_key"], max_tokens=1))
 
     raised(litellm.RateLimitError, ask_too_often, "Rate limit exceeded")
