@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import URL
 
 from manylora.control.key_uses import note_uses
+from manylora.control.tenants.credit import grant_credit
 from tests.conftest import long
 from tests.control.plane import Plane, in_plane
 from tests.control.queued_calls import in_turn, until_waiting
@@ -79,5 +80,22 @@ def test_keys_that_end_while_their_uses_are_noted_let_no_transaction_fail(url: U
             await until_waiting(plane, 1)
             await note_uses(connection, [(each, plane.control.now_ms()) for each in ids[1:]])
         assert sorted((await ending).json()["ended"]) == ids
+
+    in_plane(url, tmp_path, scenario)
+
+
+@pytest.mark.parametrize("url", long("postgresql"), indirect=True)
+def test_grants_of_two_tenants_with_one_id_at_one_time_are_one_grant(url: URL, tmp_path: Path) -> None:
+    async def scenario(plane: Plane) -> None:
+        for tenant in ("acme", "beta"):
+            await plane.new_tenant(tenant)
+        now_ms = plane.control.now_ms()
+        async with plane.control.database.write() as connection:
+            await grant_credit(connection, "beta", 5, grant_id="paid-1", reason="paid", now_ms=now_ms)
+            body = {"id": "paid-1", "nanousd": 5, "reason": "paid"}
+            granting = asyncio.create_task(plane.call("POST", "/admin/tenants/acme/credits", body))
+            await until_waiting(plane, 1)
+        reply = await granting
+        assert (reply.status_code, reply.json()["code"]) == (422, "invalid_parameter"), reply.text
 
     in_plane(url, tmp_path, scenario)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.budgets.budgets import PREFIX, Budget, get_budget, list_budgets, spent_of
@@ -97,7 +98,10 @@ async def grant_credit(
     terms = terms or GrantTerms()
     terms.check(now_ms)
     row = {"id": grant_id, "tenant": tenant, "nanousd": nanousd, "reason": reason, "created_ms": now_ms}
-    await connection.execute(insert(credits).values(row))
+    make = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    inserting = make(credits).values(row).on_conflict_do_nothing().returning(credits.c.id)
+    if (await connection.execute(inserting)).first() is None:  # another tenant's has come meanwhile
+        raise InvalidParameter(f"`id` `{grant_id[:80]}` is another grant's", parameter="id")
     wallet = await Wallet.opened(connection, tenant, now_ms)
     if nanousd > 0:
         await wallet.grant(grant_id, nanousd, reason, terms, document)
