@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import typer.testing
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
 from manylora.config.folders import cache_dir
@@ -25,8 +25,9 @@ from tests.support.durations import listed
 from tests.support.paths import ROOT
 
 # No test asserts a time: the first example of a property may compile a kernel or share the machine with another run.
-settings.register_profile("few", deadline=None, max_examples=30)
-settings.register_profile("many", deadline=None, max_examples=100)
+UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # of several types
+settings.register_profile("few", **UNTIMED, max_examples=30)
+settings.register_profile("many", **UNTIMED, max_examples=100)
 settings.load_profile("few")
 
 # Processes of ours import nothing from the working directory; some of the engines that tests start are in `tests`.

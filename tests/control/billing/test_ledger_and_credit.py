@@ -411,7 +411,10 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=settings().max_examples // 3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings().max_examples // 3,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(EVENTS)
 def test_no_order_of_leases_and_spending_exceeds_the_credit(
     migrated_file: Path, tmp_path_factory: pytest.TempPathFactory, events: list[tuple[str, int, int]]

@@ -13,6 +13,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from tests.conftest import long
 from tests.control.control_process import ControlProcess, running_control
 from tests.control.postgres_server import PostgresServer
+from tests.support.waiting import PATIENCE_S
 
 NOT_BUILT = 501
 """What Predibase's interface has and this server has not; the only 5xx that is meant."""
@@ -39,7 +40,7 @@ def plane(
 
 def test_no_generated_input_is_a_fault_of_the_server(plane: ControlProcess, database: str) -> None:
     headers = {"authorization": f"Bearer {plane.admin_key}"}
-    document = schemathesis.openapi.from_url(f"{plane.url}/admin/openapi.json", headers=headers)
+    document = schemathesis.openapi.from_url(f"{plane.url}/admin/openapi.json", headers=headers, timeout=PATIENCE_S)
     tried = set()
     for found in document.get_all_operations():
         assert isinstance(found, Ok)
@@ -51,7 +52,7 @@ def test_no_generated_input_is_a_fault_of_the_server(plane: ControlProcess, data
         )
         @given(operation.as_strategy())
         def no_fault(case: schemathesis.Case[Any]) -> None:
-            reply = case.call(headers=headers)
+            reply = case.call(headers=headers, timeout=PATIENCE_S)
             if reply.status_code != NOT_BUILT:
                 checks = [not_a_server_error, content_type_conformance, response_schema_conformance]
                 case.validate_response(reply, checks=checks)

@@ -94,7 +94,9 @@ def test_another_version_is_refused_by_its_number(side: str) -> None:
     assert side == "host" or told in str(host)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.binary(max_size=200), is_framed=st.booleans())
 def test_bytes_of_any_kind_end_a_greeting_with_a_reason(data: bytes, is_framed: bool) -> None:
     async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

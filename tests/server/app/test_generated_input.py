@@ -59,7 +59,7 @@ def try_all(operation: Any, headers: dict[str, str], examples: int) -> None:
 def test_no_generated_input_is_a_fault_of_the_server(server: tuple[str, str], examples: int) -> None:
     url, key = server
     documented = SERVER_ROUTES.documented(is_operator=True)
-    document = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    document = schemathesis.openapi.from_url(f"{url}/openapi.json", timeout=PATIENCE_S)
     tried = set()
     for found in document.get_all_operations():
         assert isinstance(found, Ok), found

@@ -139,7 +139,10 @@ class Wire:
             assert delivered in (sum(frames), sum(frames[:-1]))
 
 
-@settings(max_examples=2 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=2 * settings().max_examples,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(TURNS, st.sampled_from([90, 1 << 20]))
 def test_a_kill_at_any_moment_loses_one_frame_at_most(
     tmp_path_factory: pytest.TempPathFactory, turns: list[list[str]], part_bytes: int

@@ -93,7 +93,10 @@ STEPS = st.lists(
 """(request, tokens, does it end, is its usage settled at once)"""
 
 
-@settings(max_examples=2 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=2 * settings().max_examples,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(STEPS, st.booleans())
 def test_parts_that_are_deleted_change_no_count_of_what_is_not_settled(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, bool, bool]], keeps_parts: bool

@@ -294,7 +294,7 @@ def _with_alias(facts: RepositoryFacts) -> RepositoryFacts:
 
 @settings(
     max_examples=settings().max_examples // 3,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(facts=FACTS, folders=st.sets(NAMES, max_size=4), asked=st.sets(NAMES, max_size=12))
 def test_what_is_listed_is_what_is_served(
