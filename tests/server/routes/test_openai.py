@@ -219,6 +219,30 @@ def test_an_echo_with_logprobs_scores_the_prompt(
     in_house(scenario)
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("is_echo", [True, False])
+def test_behind_an_echo_the_lists_have_the_token_that_ends_the_text(
+    in_house: InHouse, is_stream: bool, is_echo: bool
+) -> None:
+    """lm-eval takes the tokens of a scored prompt up to the last one of the lists, which it has the server generate."""
+
+    async def scenario(house: House) -> None:
+        body = {"prompt": "SAY:ab", "echo": is_echo, "logprobs": 1, "max_tokens": 5, "stream": is_stream}
+        reply = await house.post(COMPLETIONS, body)
+        found = [choice for chunk in (chunks(reply) if is_stream else [reply.json()]) for choice in chunk["choices"]]
+        lists = [choice["logprobs"] for choice in found if choice["logprobs"]]
+        tokens, offsets = ([each for some in lists for each in some[name]] for name in ("tokens", "text_offset"))
+        assert found[-1]["finish_reason"] == "stop"
+        if not is_echo:
+            assert tokens == ["a", "b"]
+            return
+        assert tokens[:-1] == [*"SAY:abab"]
+        assert offsets == [*range(9)]
+        assert tokens[-1] not in ("", "b")
+
+    in_house(scenario)
+
+
 def test_an_echo_s_offsets_leave_out_what_the_tokenizer_added() -> None:
     texts = ["<s>", "H", "i"]
     offsets = (0, 3, 4)

@@ -159,8 +159,7 @@ class SequenceOutput:
         if is_last:
             added += self._detokenizer.finish()
         self._logprob_sum += _finite(event.logprob)
-        report = self._form.report
-        if report is TokenReport.EVERY or (report is TokenReport.IN_TEXT and not is_hidden):
+        if self._reports(is_hidden=is_hidden, is_end=is_end):
             text = self._own_text(token_id) if is_hidden or is_special else added
             self._pending.append(self._token(event, text, is_special=is_special or is_end, is_hidden=is_hidden))
         self._length += len(added)
@@ -169,6 +168,18 @@ class SequenceOutput:
         self._num_taken += 1
         hidden = self._own_text(token_id) if is_hidden else ""
         return self._cut.push(added, hidden, may_end=self._num_taken > self._min_tokens)
+
+    def _reports(self, *, is_hidden: bool, is_end: bool) -> bool:
+        """Return whether the reply lists a token."""
+        match self._form.report:
+            case TokenReport.NONE:
+                return False
+            case TokenReport.IN_TEXT:
+                return not is_hidden
+            case TokenReport.TO_END:
+                return is_end or not is_hidden
+            case TokenReport.EVERY:
+                return True
 
     def _token(self, event: TokenEvent, text: str, *, is_special: bool, is_hidden: bool) -> TextToken:
         return TextToken(

@@ -14,11 +14,13 @@ class TokenReport(Enum):
 
     NONE     no tokens
     IN_TEXT  the tokens that the text shows, each in the piece in which its text begins; the last piece has the rest
+    TO_END   those of IN_TEXT, and the token that ended the generation, in the last piece
     EVERY    each token, in the piece that it makes
     """
 
     NONE = "none"
     IN_TEXT = "in_text"
+    TO_END = "to_end"
     EVERY = "every"
 
 

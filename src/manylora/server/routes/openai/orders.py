@@ -55,6 +55,13 @@ def read_completion(body: bytes, settings: ServerConfig) -> tuple[Order, OpenAIO
     return dataclasses.replace(order, prompt_logprobs=read.logprobs if read.echo else None), options
 
 
+def _report(options: OpenAIOptions) -> TokenReport:
+    """Return the tokens that a choice lists. Callers that score a prompt leave out the last one, whatever it is."""
+    if not options.has_logprobs:
+        return TokenReport.NONE
+    return TokenReport.TO_END if options.echo else TokenReport.IN_TEXT
+
+
 def read_chat(body: bytes, settings: ServerConfig) -> tuple[Order, OpenAIOptions]:
     """Read the body of POST /v1/chat/completions. Raises `InvalidJson`, `InvalidParameter`."""
     read = read_body(body, ChatBody, Bounds(settings=settings))
@@ -132,7 +139,7 @@ def _order(
         is_stream=read.stream,
         form=ReplyForm(
             cuts_stops=True,
-            report=TokenReport.IN_TEXT if options.has_logprobs else TokenReport.NONE,
+            report=_report(options),
             keeps_text=not read.stream,
             keeps_tokens=not read.stream,
         ),
