@@ -35,7 +35,7 @@ lint: .venv/tested
 types: .venv/tested
 	$(BIN)/mypy
 
-unit: .venv/tested .venvs/openai/installed base
+unit: .venv/tested .venvs/openai/installed .venvs/lorax/installed base
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 long: .venv/ray .venvs/openai/installed .venvs/lorax/installed .venvs/axe-core/installed base ## Run the long runs of the laws, which CI does after `make test`

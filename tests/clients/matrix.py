@@ -87,11 +87,11 @@ def command_of(client: Client, facts: Path) -> list[str]:
     return [str(python), "-m", f"tests.clients.scripts.{client.script.removesuffix('.py')}", str(facts)]
 
 
-def run_script(client: Client, facts: Path, home: Path) -> "subprocess.CompletedProcess[str]":
-    """Run a client's script. No proxy and no key of this machine's user is in its environment."""
+def run_script(client: Client, facts: Path, home: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a client's script, with `words` behind the facts. It sees no proxy and no key of this machine's user."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
     return subprocess.run(
-        command_of(client, facts),
+        [*command_of(client, facts), *words],
         cwd=ROOT,
         env={**kept, "HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -101,10 +101,10 @@ def run_script(client: Client, facts: Path, home: Path) -> "subprocess.Completed
     )
 
 
-def result_of(client: Client, facts: Path, home: Path) -> Result:
-    """Run a client's script and read its report, which is its last line."""
+def result_of(client: Client, facts: Path, home: Path, *words: str) -> Result:
+    """Run a client's script, with `words` behind the facts, and read its report, which is its last line."""
     try:
-        done = run_script(client, facts, home)
+        done = run_script(client, facts, home, *words)
         report = json.loads(done.stdout.strip().rpartition("\n")[2])
     except subprocess.TimeoutExpired:
         return Result(client=client, num_cases=1, failed=(f"no end within {SCRIPT_WAIT_S} s",))

@@ -1,4 +1,4 @@
-"""Two clients against one server in the long runs; `make clients-test` runs all clients."""
+"""Two clients: a core of their cases, and all of them in the long runs; `make clients-test` runs every client."""
 
 from pathlib import Path
 
@@ -8,17 +8,20 @@ from tests.clients.matrix import CLIENTS, Client, result_of, run_script
 from tests.conftest import long, missing
 from tests.support.paths import ROOT
 
+LEAST_OF_CORE = 5
+"""Cases of a client in every run."""
 pytestmark = [pytest.mark.clients, pytest.mark.base, pytest.mark.slow]
 
 
-@pytest.mark.parametrize("name", long("openai", "lorax"))
-def test_a_client_works_unchanged(name: str, facts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cases", ["core", *long("all")])
+@pytest.mark.parametrize("name", ["openai", "lorax"])
+def test_a_client_works_unchanged(name: str, cases: str, facts: Path, tmp_path: Path) -> None:
     if not (ROOT / ".venvs" / name).exists():
         missing(f"no environment for the client {name}: `make .venvs/{name}/installed` creates it")
     [client] = [client for client in CLIENTS if client.environment == name]
-    result = result_of(client, facts, tmp_path)
+    result = result_of(client, facts, tmp_path, cases)
     assert result.failed == ()
-    assert result.num_cases > 0
+    assert (result.num_cases > 2 * LEAST_OF_CORE) if cases == "all" else (result.num_cases >= LEAST_OF_CORE)
 
 
 def test_a_case_that_fails_is_told(facts: Path, tmp_path: Path) -> None:

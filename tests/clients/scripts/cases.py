@@ -17,12 +17,19 @@ Failure = TypeVar("Failure", bound=BaseException)
 FACTS: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))  # JSON values of several types
 """The server and its contents, as `prepared.Facts` describes them."""
 _cases: list[Case] = []
+_core: list[Case] = []
 
 
 def case(function: Case) -> Case:
     """Register a case. Cases run in the order of the file, each whatever became of those before it."""
     _cases.append(function)
     return function
+
+
+def core(function: Case) -> Case:
+    """Register a case that `make test` runs, too: one of each part of a client, at little cost."""
+    _core.append(function)
+    return case(function)
 
 
 def raised(kind: type[Failure], call: Callable[[], object], text: str = "") -> Failure:
@@ -38,12 +45,14 @@ def raised(kind: type[Failure], call: Callable[[], object], text: str = "") -> F
 
 
 def run_cases(package: str, release: str = "") -> None:
-    """Run all cases, print a line of JSON about them, and exit with 1 if one failed.
+    """Run all cases, or those of the core, print a line of JSON about them, and exit with 1 if one failed.
 
-    `release` is the version of a program that is no Python package.
+    The word `core` behind the file of facts chooses the core. `release` is the version of a program that is no Python
+    package.
     """
     failed: dict[str, str] = {}
-    for each in _cases:
+    cases = _core if sys.argv[2:] == ["core"] else _cases
+    for each in cases:
         try:
             result = each()
             if inspect.iscoroutine(result):
@@ -54,6 +63,6 @@ def run_cases(package: str, release: str = "") -> None:
             failed[each.__name__] = "".join(traceback.format_exception(error, limit=-8))
     for name, text in failed.items():
         print(f"{name} failed:\n{text}", file=sys.stderr)  # noqa: T201 - for who started the script
-    report = {"version": release or version(package), "cases": [each.__name__ for each in _cases], "failed": [*failed]}
+    report = {"version": release or version(package), "cases": [each.__name__ for each in cases], "failed": [*failed]}
     print(json.dumps(report))  # noqa: T201 - for who started the script
     sys.exit(1 if failed else 0)

@@ -14,7 +14,7 @@ from lorax import AsyncClient, Client
 from lorax.errors import GenerationError, OverloadedError, RateLimitExceededError, ValidationError
 from lorax.types import MergedAdapters
 
-from tests.clients.scripts.cases import FACTS, case, raised, run_cases
+from tests.clients.scripts.cases import FACTS, case, core, raised, run_cases
 
 URL, KEY, ADAPTER, PROMPT = FACTS["url"], FACTS["key"], FACTS["adapter"], FACTS["prompt"]
 PARIS = "The capital of France is"
@@ -34,7 +34,7 @@ def asking(path: str, body: dict[str, Any]) -> Any:
     return urllib.request.urlopen(urllib.request.Request(f"{URL}/{path}", json.dumps(body).encode(), headers))
 
 
-@case
+@core
 def a_whole_reply_has_its_details() -> None:
     reply = client.generate(PARIS, max_new_tokens=6)
     assert reply.details is not None
@@ -58,7 +58,7 @@ def alternatives_stand_beside_each_token() -> None:
         assert token.alternative_tokens[0].logprob == token.logprob
 
 
-@case
+@core
 def details_list_the_scored_tokens_of_the_prompt() -> None:
     reply = client.generate(PARIS, max_new_tokens=1, decoder_input_details=True)
     assert reply.details is not None
@@ -80,7 +80,7 @@ def truncate_keeps_the_end_of_the_prompt() -> None:
     assert cut.generated_text == client.generate(f" {PARIS}", max_new_tokens=4).generated_text
 
 
-@case
+@core
 def a_text_has_an_embedding() -> None:
     vector = client.embed(PARIS).embeddings
     assert vector is not None
@@ -88,7 +88,7 @@ def a_text_has_an_embedding() -> None:
     assert client.embed(PARIS).embeddings == vector
 
 
-@case
+@core
 def a_stream_is_the_whole_reply_in_pieces() -> None:
     events = list(client.generate_stream(PARIS, max_new_tokens=6))
     whole = client.generate(PARIS, max_new_tokens=6)
@@ -100,7 +100,7 @@ def a_stream_is_the_whole_reply_in_pieces() -> None:
     assert list(client.generate_stream(PARIS, max_new_tokens=2, details=False))[-1].details is None
 
 
-@case
+@core
 def a_stream_ends_with_the_end_of_sequence() -> None:
     events = list(client.generate_stream(PROMPT, adapter_id=ADAPTER, max_new_tokens=16))
     assert events[-1].token.special
@@ -196,7 +196,7 @@ def the_best_of_two_shows_the_other() -> None:
     assert other.seed != best.details.seed
 
 
-@case
+@core
 def a_stop_string_stays_in_the_text() -> None:
     counting = "One, two, three, four,"
     stop = client.generate(counting, max_new_tokens=12).generated_text[4:7]
@@ -241,13 +241,17 @@ def several_adapters_are_merged_by_each_strategy() -> None:
     for merged in merges():
         first = client.generate(PROMPT, merged_adapters=merged, max_new_tokens=4).generated_text
         assert client.generate(PROMPT, merged_adapters=merged, max_new_tokens=4).generated_text == first, merged
+
+
+@core
+def a_merge_of_one_adapter_answers_as_the_adapter() -> None:
     alone = MergedAdapters(ids=[ADAPTER], weights=[1.0], merge_strategy="linear", density=0.0)
     assert client.generate(PROMPT, merged_adapters=alone, max_new_tokens=8).generated_text == FACTS["answer"]
     events = list(client.generate_stream(PROMPT, merged_adapters=alone, max_new_tokens=8))
     assert events[-1].generated_text == FACTS["answer"]
 
 
-@case
+@core
 def a_merge_that_is_wrong_is_refused() -> None:
     unknown = MergedAdapters(ids=[ADAPTER, "no-such"], weights=[1, 1], merge_strategy="linear", density=0)
     raised(GenerationError, lambda: client.generate(PARIS, merged_adapters=unknown), "was not found")
@@ -256,7 +260,7 @@ def a_merge_that_is_wrong_is_refused() -> None:
     raised(ValidationError, lambda: client.generate(PARIS, merged_adapters=thin), text)
 
 
-@case
+@core
 def a_schema_holds_for_texts_and_streams() -> None:
     schema = {"type": "object", "properties": {"city": {"enum": ["Rome", "Paris"]}}, "required": ["city"]}
     wanted = {"type": "json_object", "schema": schema}
@@ -267,7 +271,7 @@ def a_schema_holds_for_texts_and_streams() -> None:
     assert json.loads(events[-1].generated_text)["city"] in ("Rome", "Paris")
 
 
-@case
+@core
 def an_adapter_that_cannot_serve_is_a_generation_error() -> None:
     for name, text in (
         ("no-such-adapter", "Adapter 'no-such-adapter' was not found in source"),
@@ -288,7 +292,7 @@ def a_missing_adapter_has_the_status_404_on_streams_too() -> None:
         refused.close()
 
 
-@case
+@core
 def wrong_requests_are_validation_errors() -> None:
     long = "hello " * 4000
     most = FACTS["window"] - 1
@@ -335,7 +339,7 @@ def a_caller_that_leaves_frees_its_place() -> None:
     assert client.generate(PARIS, max_new_tokens=1).generated_text
 
 
-@case
+@core
 async def the_async_client_does_the_same() -> None:
     own = AsyncClient(URL, headers=HEADERS, timeout=60)
     names = (None, ADAPTER) * 4

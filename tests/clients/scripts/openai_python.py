@@ -11,14 +11,14 @@ from openai import AsyncOpenAI, OpenAI
 
 from tests.clients.scripts import openai_conversations as _conversations  # noqa: F401 - they run with those of this file
 from tests.clients.scripts import openai_tools as _tools  # noqa: F401 - they run with those of this file
-from tests.clients.scripts.cases import FACTS, case, raised, run_cases
+from tests.clients.scripts.cases import FACTS, case, core, raised, run_cases
 
 URL, KEY, ADAPTER = FACTS["url"], FACTS["key"], FACTS["adapter"]
 HELLO: Any = [{"role": "user", "content": "Say hello."}]
 client = OpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0)
 
 
-@case
+@core
 def check_chat() -> None:
     whole = client.chat.completions.create(model="__base_model__", messages=HELLO, max_tokens=8, temperature=0)
     assert whole.choices[0].message.role == "assistant"
@@ -41,7 +41,7 @@ def check_chat() -> None:
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
-@case
+@core
 def check_embeddings() -> None:
     """The client asks for base64 by itself and decodes it."""
     texts = ["A parcel is late.", "The weather is fine."]
@@ -65,7 +65,7 @@ def check_embeddings() -> None:
     assert tokens.usage.prompt_tokens == 4
 
 
-@case
+@core
 def check_adapter() -> None:
     reply = client.chat.completions.create(model=ADAPTER, messages=HELLO, max_tokens=4, temperature=0)
     assert reply.model == ADAPTER
@@ -139,7 +139,7 @@ def check_special_tokens() -> None:
     assert (alone.usage.completion_tokens, alone.usage.prompt_tokens > 2) == (0, True)
 
 
-@case
+@core
 def check_fields() -> None:
     create = client.chat.completions.create
     wrong = raised(openai.BadRequestError, lambda: create(model="", messages=HELLO, extra_body={"lora_path": ADAPTER}))
@@ -154,7 +154,7 @@ def check_fields() -> None:
     assert cut.usage.prompt_tokens == 3
 
 
-@case
+@core
 def check_models() -> None:
     names = [model.id for model in client.models.list()]
     assert ADAPTER in names
@@ -162,7 +162,7 @@ def check_models() -> None:
     assert client.models.retrieve(names[0]).owned_by == "manylora"
 
 
-@case
+@core
 def check_errors() -> None:
     for call in (
         lambda: client.chat.completions.create(model="no-such-adapter", messages=HELLO),
@@ -197,7 +197,7 @@ def check_schema() -> None:
     assert found.name in ("Rome", "Paris")
 
 
-@case
+@core
 def check_leaving() -> None:
     stream = client.chat.completions.create(model="", messages=HELLO, max_tokens=500, stream=True)
     next(iter(stream))
@@ -205,7 +205,7 @@ def check_leaving() -> None:
     assert client.completions.create(model="", prompt="Hello", max_tokens=1).choices
 
 
-@case
+@core
 async def check_async() -> None:
     async with AsyncOpenAI(base_url=f"{URL}/v1", api_key=KEY, max_retries=0) as own:
         calls = [own.chat.completions.create(model=name, messages=HELLO, max_tokens=6) for name in (ADAPTER, "") * 4]
@@ -216,7 +216,7 @@ async def check_async() -> None:
         assert int(raw.headers["x-total-tokens"]) > 2
 
 
-@case
+@core
 def check_responses() -> None:
     base: Any = {"model": "__base_model__", "max_output_tokens": 3, "temperature": 0}
     whole = client.responses.create(input="Say hello.", instructions="Be brief.", **base)
@@ -247,7 +247,7 @@ def check_responses() -> None:
     assert wrong.param == "prompt"
 
 
-@case
+@core
 def check_batches() -> None:
     lines = [
         {

@@ -11,7 +11,7 @@ from openai.types.shared_params import FunctionDefinition
 from pydantic import BaseModel
 
 from tests.clients.scripts import openai_fields
-from tests.clients.scripts.cases import FACTS, case, raised
+from tests.clients.scripts.cases import FACTS, case, core, raised
 
 client = OpenAI(base_url=f"{FACTS['url']}/v1", api_key=FACTS["key"], max_retries=0)
 ASKED: Any = [{"role": "user", "content": "What is the weather in Rome?"}]
@@ -43,7 +43,7 @@ def a_required_tool_is_called_by_its_schema() -> None:
     assert arguments.keys() == ({"city"} if call.function.name == "get_weather" else set())
 
 
-@case
+@core
 def a_named_tool_is_called_and_its_result_read() -> None:
     choice: Any = {"type": "function", "function": {"name": "get_weather"}}
     reply = client.chat.completions.create(**SAMPLED, tools=[WEATHER, NOW], tool_choice=choice, n=2)
@@ -87,7 +87,7 @@ def with_auto_the_reply_is_text_or_calls() -> None:
     assert silent.message.tool_calls is None
 
 
-@case
+@core
 def parsed_replies_are_models() -> None:
     parsed = client.chat.completions.parse(**SAMPLED, response_format=Weather).choices[0].message.parsed
     assert parsed is not None
@@ -126,7 +126,7 @@ def the_key_and_its_limit_are_errors_of_their_own() -> None:
     assert float(limited.response.headers["retry-after"]) > 0
 
 
-@case
+@core
 def prompts_are_scored() -> None:
     reply = client.completions.create(model="", prompt="Once upon a time", echo=True, logprobs=1, max_tokens=0).choices[
         0
@@ -138,7 +138,7 @@ def prompts_are_scored() -> None:
     assert "".join(reply.logprobs.tokens or []) == reply.text == "Once upon a time"
 
 
-@case
+@core
 def every_field_of_the_package_has_an_outcome() -> None:
     base, stream = chat_create_params.CompletionCreateParamsBase, chat_create_params.CompletionCreateParamsStreaming
     assert {*get_type_hints(base), *get_type_hints(stream)} == openai_fields.CHAT.keys()
