@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,13 +75,16 @@ class Facts:
 
 
 @contextmanager
-def prepared_server(folder: Path, base_dir: Path, demo_root: Path) -> Iterator[Path]:
-    """Yield the file with the facts of a running server; `folder` is empty and keeps the server's state."""
+def prepared_server(folder: Path, base_dir: Path, demo_root: Path, more: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield the file with the facts of a running server; `folder` is empty and keeps the server's state.
+
+    more  further flags of the server
+    """
     roots = (demo_root, _adapters(folder / "adapters"))
     flags = [word for root in roots for word in ("--adapter-root", str(root))]
     flags += ["--base", str(base_dir), "--max-model-len", str(WINDOW), "--auth", "on"]
     flags += [f"--set=model.chat_template={_template_with_tools(folder, base_dir)}"]
-    flags += [f"--set=server.max_concurrent_requests={MAX_CONCURRENT}"]
+    flags += [f"--set=server.max_concurrent_requests={MAX_CONCURRENT}", *more]
     log = folder / "log"
     with running_server(log, *flags) as url:
         [operator] = re.findall(r"pb_[A-Za-z0-9]{8}_[A-Za-z0-9]+", log.read_text(encoding="utf-8"))
