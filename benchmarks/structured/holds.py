@@ -89,7 +89,7 @@ class Bench:
         while (found := self.compiler.want(key, FLOW)) is None:
             threading.Event().wait(TICK_S)
         assert isinstance(found, CompiledGrammar), found
-        self.compiler.matcher(key, self.tokenizer.eos_ids, added)
+        self.compiler.matcher(key, Flow("a"), self.tokenizer.eos_ids, added)
 
     def _open(self, added: tuple[AddedToken, ...]) -> Vocabulary:
         found = self._text(added)

@@ -150,9 +150,10 @@ class Engine:
     def tend(self) -> bool:
         """Poll the adapter store while no request is under way; return whether to call again soon.
 
-        So the store loads adapters that an operator asked for, and evicts idle ones, without a step.
+        So the store loads adapters that an operator asked for, and evicts idle ones, without a step. Old grammars go.
         """
         self._executor.release()
+        self._grammars.tend()
         self._store.poll()
         return self._store.is_busy
 
@@ -215,13 +216,14 @@ class Engine:
         return self._executor.start_profile()
 
     def check(self) -> None:
-        """Raise AssertionError if blocks are lost, or if an idle engine holds blocks, conditions or sequences."""
+        """Raise AssertionError if blocks are lost, or if an idle engine holds blocks, sequences or what they use."""
         self._scheduler.pool.check()
         if not self.has_work:
             pool = self._scheduler.pool
             assert pool.num_free + pool.num_lent == pool.num_blocks, "an idle engine holds blocks"
             assert not self._waiting.has_conditions, "an idle engine waits for conditions"
             assert not self._scheduler.running, "an idle engine runs sequences"
+            assert not self._grammars.is_used, "an idle engine uses grammars"
 
     # ── steps of a step ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -244,7 +246,7 @@ class Engine:
     def _enqueue(self, sequence: Sequence) -> None:
         if (key := grammar_key(sequence.request)) is not None:
             added = sequence.request.stop.added_tokens
-            sequence.matcher = self._grammars.matcher(key, sequence.stopper.ends, added)
+            sequence.matcher = self._grammars.matcher(key, sequence.request.flow, sequence.stopper.ends, added)
         self._queued[sequence.request.id] = sequence
         self._scheduler.enqueue(sequence)
 
@@ -261,6 +263,7 @@ class Engine:
     def _poll_conditions(self) -> None:
         """Let the store move, then enqueue or end the requests whose conditions are ready or have failed."""
         self._store.poll()
+        self._grammars.tend()
         self.texts.advance()
         for ref, load_bytes in self._store.begun():
             self._charge_load(ref, load_bytes)
@@ -343,6 +346,8 @@ class Engine:
             del self._queued[request.id]
             self._scheduler.remove(sequence)
         self._pins.unpin(sequence)
+        if sequence.matcher is not None and (key := grammar_key(request)) is not None:
+            self._grammars.release(key, request.flow)
         now_s = self._clock.monotonic_s()
         self._finished.append(
             Finished(

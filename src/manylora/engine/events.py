@@ -118,11 +118,14 @@ class StepEvents:
 class GrammarStats:
     """The numbers of grammars.
 
-    queued      a gauge: grammars whose compilation is awaited or under way; the others are totals since the start
+    queued      a gauge: grammars whose compilation is awaited or under way
+    kept, kept_bytes  gauges: compiled grammars, and their memory; the others are totals since the start
     hits        requests whose grammar another request had brought
     invalid     grammars that the compiler refused, or one of its limits; `slow`: the limit of time; `busy`: too many
                 were under way; `fault`: the server's own failures
     compile_s   seconds of compilations, those of refused grammars included
+    dropped_…   compiled grammars that a tenant holds no more: beyond its quota, without a use for long (`age`),
+                because all tenants together hold too much (`room`), or because it is closed
     """
 
     queued: int = 0
@@ -133,6 +136,12 @@ class GrammarStats:
     busy: int = 0
     fault: int = 0
     compile_s: float = 0.0
+    kept: int = 0
+    kept_bytes: int = 0
+    dropped_quota: int = 0
+    dropped_age: int = 0
+    dropped_room: int = 0
+    dropped_closed: int = 0
 
 
 NO_GRAMMARS = GrammarStats()

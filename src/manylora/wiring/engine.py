@@ -18,6 +18,7 @@ from manylora.adapters.sources.local import LocalSource
 from manylora.adapters.store.store import Store
 from manylora.clock import Clock, SystemClock
 from manylora.config.folders import cache_dir
+from manylora.config.groups.engine import EngineConfig
 from manylora.config.settings import Config, enabled_sources
 from manylora.engine.engine import Engine
 from manylora.engine.execution.batch import BatchBuilder
@@ -28,6 +29,7 @@ from manylora.engine.execution.ranks.placements import PlacementStream
 from manylora.engine.execution.runner import Runner
 from manylora.engine.grammars.compiler import GrammarCompiler
 from manylora.engine.grammars.compiling import Vocabulary, open_vocabulary
+from manylora.engine.grammars.kept import GrammarQuota
 from manylora.engine.grammars.trials import ProcessTrials, VocabularyText
 from manylora.engine.grammars.vocabularies import Vocabularies
 from manylora.engine.limits import EngineLimits
@@ -112,7 +114,7 @@ def _build(
     template = _chat_template(config)
     tokenizer = Tokenizer(base_dir, chat_template=template, clock=clock)
     report(_tokenizer_line(tokenizer, spec))
-    grammars = _grammar_compiler(tokenizer, spec.vocab, clock)
+    grammars = _grammar_compiler(config.engine, tokenizer, spec.vocab, clock)
     digest = fingerprint(base_dir, spec)
     progress = LoadProgress(report, clock)
     model = _load_model(config, base_dir, spec, kernels, plan, ranks, digest, progress)
@@ -150,7 +152,7 @@ def _load_model(
     return LlamaModel(spec, weights, kernels, max_positions=plan.max_model_len, share=ranks.share, ranks=group)
 
 
-def _grammar_compiler(tokenizer: Tokenizer, vocab: int, clock: Clock) -> GrammarCompiler:
+def _grammar_compiler(limits: EngineConfig, tokenizer: Tokenizer, vocab: int, clock: Clock) -> GrammarCompiler:
     """Return the compiler of grammars over the base's `vocab` tokens, whose vocabulary opens beside other work."""
     base_text = cache(lambda: _vocabulary_text(tokenizer, vocab))
 
@@ -164,7 +166,8 @@ def _grammar_compiler(tokenizer: Tokenizer, vocab: int, clock: Clock) -> Grammar
 
     vocabularies = Vocabularies(opened, texts_of)
     vocabularies.prepare()
-    return GrammarCompiler(vocabularies, clock, ProcessTrials(base_text))
+    quota = GrammarQuota(count=limits.grammar_count, num_bytes=limits.grammar_bytes, ttl_s=limits.grammar_ttl_s)
+    return GrammarCompiler(vocabularies, clock, ProcessTrials(base_text), quota=quota)
 
 
 def _vocabulary_text(tokenizer: Tokenizer, vocab: int, added: tuple[AddedToken, ...] = ()) -> VocabularyText:

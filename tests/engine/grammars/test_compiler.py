@@ -11,13 +11,15 @@ from manylora.engine.grammars import compiler as compilers
 from manylora.engine.grammars.compiler import (
     MAX_AT_ONCE,
     MAX_COMPILE_S,
-    MAX_KEPT_BYTES,
     MAX_OF_A_FLOW,
     MAX_STUCK,
+    PLAIN_BYTES,
+    PLAIN_BYTES_PER_BYTE,
     GrammarCompiler,
     GrammarKey,
 )
 from manylora.engine.grammars.compiling import CompiledGrammar, compiled
+from manylora.engine.grammars.kept import GrammarQuota
 from manylora.engine.grammars.trials import Failed, Passed, Trials, Verdict
 from manylora.engine.grammars.vocabularies import Vocabularies
 from manylora.errors import EngineFault, InvalidParameter, ManyloraError, Unavailable
@@ -26,6 +28,7 @@ from manylora.models.text.grammar import GrammarSource, json_grammar, lark_gramm
 from tests.engine.grammars.vocabulary import open_bytes, texts_of, tokens_of
 
 Job = Callable[[], None]
+QUOTA = GrammarQuota()
 
 
 class Threads:
@@ -57,9 +60,10 @@ class Told:
 
 
 class Bench:
-    def __init__(self, trials: Trials | None = None) -> None:
+    def __init__(self, trials: Trials | None = None, quota: GrammarQuota = QUOTA) -> None:
         self.threads, self.clock = Threads(), ManualClock()
-        self.compiler = GrammarCompiler(Vocabularies(open_bytes, texts_of), self.clock, trials, self.threads.start)
+        vocabularies = Vocabularies(open_bytes, texts_of)
+        self.compiler = GrammarCompiler(vocabularies, self.clock, trials, self.threads.start, quota=quota)
 
     def want(self, pattern: str, flow: str = "a") -> CompiledGrammar | ManyloraError | None:
         return self.compiler.want(key(pattern), Flow(flow))
@@ -83,7 +87,7 @@ def test_a_grammar_is_compiled_on_a_thread_once_for_all_who_want_it() -> None:
     assert isinstance(found, CompiledGrammar)
     assert bench.want("a", "b") is found
     assert bench.compiler.is_idle
-    one, other = bench.compiler.matcher(key("a"), (2,)), bench.compiler.matcher(key("a"), (2,))
+    one, other = bench.compiler.matcher(key("a"), Flow("a"), (2,)), bench.compiler.matcher(key("a"), Flow("a"), (2,))
     one.advance(tokens_of("a")[0])
     assert (one.is_over, other.is_over) == (True, False)
 
@@ -186,7 +190,7 @@ def test_a_grammar_that_does_not_pass_its_trial_is_not_compiled(
 
 
 def test_compiled_grammars_are_kept_within_their_memory() -> None:
-    trials = Told(Passed(MAX_KEPT_BYTES // 2, 0.0))
+    trials = Told(Passed(GrammarQuota().num_bytes // 2 - 9, 0.0))
     bench = Bench(trials)
     for pattern in "abc":
         bench.want(pattern)
@@ -194,6 +198,7 @@ def test_compiled_grammars_are_kept_within_their_memory() -> None:
         assert isinstance(bench.want(pattern), CompiledGrammar)
         bench.unwant(pattern)
     assert isinstance(bench.want("c"), CompiledGrammar)
+    assert isinstance(bench.want("b"), CompiledGrammar)
     assert bench.want("a") is None
     bench.compiler.close()
     assert trials.is_closed
@@ -207,14 +212,15 @@ def test_the_numbers_tell_what_became_of_grammars() -> None:
     bench.threads.run()
     bench.want("a")
     for _ in range(3):
-        bench.compiler.matcher(key("a"), (2,))
+        bench.compiler.matcher(key("a"), Flow("a"), (2,))
     bench.threads.run()
     bench.want("(")
-    assert bench.compiler.stats() == GrammarStats(compiled=1, hits=2, invalid=1)
+    kept = PLAIN_BYTES + PLAIN_BYTES_PER_BYTE + 1
+    assert bench.compiler.stats() == GrammarStats(compiled=1, hits=2, invalid=1, kept=1, kept_bytes=kept)
 
 
 def test_what_is_kept_is_bounded_and_what_is_wanted_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilers, "MAX_KEPT", 3)
+    monkeypatch.setattr("manylora.engine.grammars.kept.MAX_KEPT", 3)
     bench = Bench()
     for pattern in "abcde":
         bench.want(pattern)
@@ -225,6 +231,26 @@ def test_what_is_kept_is_bounded_and_what_is_wanted_is_kept(monkeypatch: pytest.
     assert isinstance(bench.want("a"), CompiledGrammar)
     assert isinstance(bench.want("e"), CompiledGrammar)
     assert bench.want("b") is None
+
+
+def test_a_flow_whose_rows_fill_its_quota_waits_with_a_further_grammar() -> None:
+    bench = Bench(quota=GrammarQuota(count=2))
+    for pattern in "ab":
+        assert bench.want(pattern) is None
+        bench.threads.run()
+        assert isinstance(bench.want(pattern), CompiledGrammar)
+        bench.compiler.matcher(key(pattern), Flow("a"), (2,))
+        bench.unwant(pattern)  # its row runs
+    assert bench.want("c") is None
+    assert bench.want("c", "b") is None
+    bench.threads.run()
+    assert isinstance(bench.want("c", "b"), CompiledGrammar), "another flow gets its own"
+    assert bench.want("c") is None, "a compiled one counts for each flow that holds it"
+    assert bench.want("d") is None
+    assert bench.threads.jobs == []
+    bench.compiler.release(key("a"), Flow("a"))
+    assert isinstance(bench.want("c"), CompiledGrammar)
+    assert bench.compiler.held(Flow("a")) == (key("b"), key("c"))
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, BaseException], ids=["error", "panic"])

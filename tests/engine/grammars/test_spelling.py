@@ -163,7 +163,7 @@ def test_a_special_token_of_an_adapter_comes_by_its_id_over_the_base_s_vocabular
     )
     compiler.want(key, Flow("a"))
     assert isinstance(compiler.want(key, Flow("a")), CompiledGrammar)
-    matcher = compiler.matcher(key, (END,), ADDED)
+    matcher = compiler.matcher(key, Flow("a"), (END,), ADDED)
     assert masks_of(matcher) == [{SPECIAL}]
     matcher.advance(SPECIAL)
     assert masks_of(matcher) == [{*tokens_of("ab"), LETTER}]

@@ -97,6 +97,6 @@ def test_a_compilation_that_fails_ends_its_request_alone(llm: LLM, monkeypatch: 
         return compiled(source, vocabulary)
 
     monkeypatch.setattr(compilers, "compiled", fails)
-    monkeypatch.setattr(compilers, "MAX_KEPT", 0)  # none is kept from the tests before
+    monkeypatch.setattr("manylora.engine.grammars.kept.MAX_KEPT", 0)  # none is kept from the tests before
     llm.generate("x", grammar=regex_grammar("a"), max_tokens=2)
     assert_alone(llm, "could not be compiled: at the wrong place")

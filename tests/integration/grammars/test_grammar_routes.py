@@ -132,6 +132,8 @@ def test_the_metrics_tell_what_became_of_grammars(client: httpx2.Client) -> None
     after = told()
     changes = {name: after[name] - before[name] for name in after if after[name] != before[name]}
     assert changes.pop("grammar_compile_seconds") > 0
+    assert changes.pop("grammars_kept") == 1
+    assert changes.pop("grammar_bytes") > 0
     assert changes == {
         "grammars_compiled": 1,
         "grammar_hits": 2,

@@ -116,3 +116,27 @@ class EngineConfig:
         engine process does not answer, the server ends such requests by its own clock.
         """,
     )
+    grammar_count: int = setting(
+        256,
+        low=1,
+        text="""
+        Compiled grammars of one tenant that the engine keeps for further requests. A tenant whose running and waiting
+        requests have so many different grammars waits with a further one.
+        """,
+    )
+    grammar_bytes: int = setting(
+        64 << 20,
+        low=1,
+        high=1 << 40,
+        text="""
+        Memory of these. A plain schema counts with 64 KiB and 512 bytes for each byte of its text.
+        """,
+    )
+    grammar_ttl_s: float = setting(
+        600.0,
+        low=1,
+        high=86_400,
+        text="""
+        Seconds after a tenant's last request with a grammar until the engine drops the compiled grammar.
+        """,
+    )

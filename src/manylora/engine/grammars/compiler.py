@@ -1,8 +1,8 @@
-"""The compiler: grammars that requests wait for, compiled beside the steps, and the last ones kept."""
+"""The compiler: grammars that requests wait for, compiled beside the steps, and kept within a quota of each flow."""
 
 import logging
 import re
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from manylora.clock import Clock
 from manylora.engine.events import GrammarStats
 from manylora.engine.grammars.compiling import CompiledGrammar, compiled
+from manylora.engine.grammars.kept import GrammarQuota, KeptGrammars
 from manylora.engine.grammars.matcher import GrammarMatcher
 from manylora.engine.grammars.spelling import Added, Spelling
 from manylora.engine.grammars.trials import Failed, Passed, Trials
@@ -24,10 +25,6 @@ from manylora.models.text.lark import TOKENS
 
 log = logging.getLogger(__name__)
 
-MAX_KEPT = 512
-"""Compiled grammars that are kept without a request."""
-MAX_KEPT_BYTES = 128 << 20
-"""Limit on the memory of these."""
 MAX_AT_ONCE = 6
 """Grammars that are compiled at one time."""
 MAX_OF_A_FLOW = 3
@@ -79,6 +76,7 @@ def _names_one(source: GrammarSource, added: Added) -> bool:
 
 
 _NO_TOKENS = Spelling()
+_QUOTA = GrammarQuota()
 Outcome = CompiledGrammar | ManyloraError
 
 
@@ -104,7 +102,7 @@ class _Job:
 
 
 class GrammarCompiler:
-    """Compiles grammars side by side, a bounded number of each flow's at a time, and keeps the last used ones.
+    """Compiles grammars side by side, a bounded number of each flow's at a time, and keeps those that flows hold.
 
     Flows take turns, so that a flow with many or slow grammars waits for itself alone. A grammar is tried in a process
     that can be ended before a thread of this one compiles it.
@@ -119,6 +117,7 @@ class GrammarCompiler:
         clock: Clock,
         trials: Trials | None = None,
         start_thread: StartThread = start_thread,
+        quota: GrammarQuota = _QUOTA,
     ) -> None:
         """`trials` None: grammars are compiled without a trial."""
         self._vocabularies = vocabularies
@@ -126,8 +125,7 @@ class GrammarCompiler:
         self._trials = trials
         self._start_thread = start_thread
         self._wanted: dict[GrammarKey, set[Flow]] = {}
-        self._compiled: OrderedDict[GrammarKey, CompiledGrammar] = OrderedDict()
-        self._bytes: dict[GrammarKey, int] = {}
+        self._kept: KeptGrammars[GrammarKey, CompiledGrammar] = KeptGrammars(quota, clock)
         self._failed: dict[GrammarKey, ManyloraError] = {}
         self._turns: Turns[GrammarKey] = Turns()
         self._jobs: dict[GrammarKey, _Job] = {}
@@ -138,11 +136,15 @@ class GrammarCompiler:
 
     def want(self, key: GrammarKey, flow: Flow) -> Outcome | None:
         """Return the compiled grammar, the reason why there is none, or None while it is being compiled."""
-        self._wanted.setdefault(key, set()).add(flow)
+        flows = self._wanted.setdefault(key, set())
+        if flow not in flows:
+            flows.add(flow)
+            self._kept.begin(key, flow)
         self._collect()
-        if (found := self._compiled.get(key)) is not None:
-            self._compiled.move_to_end(key)
+        if (found := self._kept.use(key, flow)) is not None:
             return found
+        if key in self._kept:
+            return None  # the grammars that the flow uses now fill its quota
         if (error := self._failed.get(key)) is not None:
             return error
         if key not in self._jobs:
@@ -157,17 +159,22 @@ class GrammarCompiler:
         """
         self._turns.remove(flow, key)
         flows = self._wanted.get(key, set())
-        flows.discard(flow)
+        if flow in flows:
+            flows.discard(flow)
+            self._kept.end(key, flow)
         if not flows:
             self._wanted.pop(key, None)
             self._failed.pop(key, None)
+            self._unmatched.discard(key)
 
-    def matcher(self, key: GrammarKey, ends: Collection[int], added: Added = ()) -> GrammarMatcher:
+    def matcher(self, key: GrammarKey, flow: Flow, ends: Collection[int], added: Added = ()) -> GrammarMatcher:
         """Return a matcher at the grammar's beginning; `want` has just returned that it is compiled.
 
+        The flow uses the grammar until `release`.
         Args:  ends, added  the tokens that end the sequence, and those of its adapter
         """
-        grammar = self._compiled[key]
+        grammar = self._kept[key]
+        self._kept.begin(key, flow)
         if key in self._unmatched:
             self._unmatched.discard(key)
         else:
@@ -181,15 +188,42 @@ class GrammarCompiler:
             spelling=_NO_TOKENS if key.added else self._vocabularies.spelling(added, grammar.vocabulary),
         )
 
+    def release(self, key: GrammarKey, flow: Flow) -> None:
+        """Note that a flow's sequence with a matcher has ended."""
+        self._kept.end(key, flow)
+
+    def forget(self, flow: Flow) -> None:
+        """Drop all compiled grammars of a flow, those in use at the end of their use."""
+        self._kept.forget(flow)
+
+    def tend(self) -> None:
+        """Drop grammars that no request has used for long."""
+        self._kept.trim_old()
+
     def stats(self) -> GrammarStats:
         """Return the numbers of grammars."""
-        queued = len(self._jobs) + len(self._turns)
-        return GrammarStats(**self._totals, queued=queued, compile_s=self._compile_s)
+        return GrammarStats(
+            **self._totals,
+            queued=len(self._jobs) + len(self._turns),
+            compile_s=self._compile_s,
+            kept=len(self._kept),
+            kept_bytes=self._kept.num_bytes,
+            **{f"dropped_{reason}": count for reason, count in self._kept.dropped.items()},
+        )
+
+    def held(self, flow: Flow) -> tuple[GrammarKey, ...]:
+        """Return the keys of the compiled grammars that a flow holds, the one used longest ago first."""
+        return self._kept.held(flow)
 
     @property
     def is_idle(self) -> bool:
         """Return whether no grammar waits for its compilation."""
         return not self._jobs and not self._turns
+
+    @property
+    def is_used(self) -> bool:
+        """Return whether a request waits for a grammar or runs with one."""
+        return self._kept.has_uses
 
     @property
     def num_stuck(self) -> int:
@@ -221,6 +255,7 @@ class GrammarCompiler:
         while len(self._jobs) < MAX_AT_ONCE:
             held = Counter(job.flow for job in (*self._jobs.values(), *self._stuck))
             busy = {flow for flow, count in held.items() if count >= MAX_OF_A_FLOW}
+            busy |= {flow for flow in self._turns.flows if self._kept.is_full(flow, held[flow])}
             if (turn := self._turns.take(busy)) is None:
                 return
             flow, key = turn
@@ -282,11 +317,5 @@ class GrammarCompiler:
         self._totals["compiled"] += 1
         if key in self._wanted:
             self._unmatched.add(key)
-        self._compiled[key] = outcome
-        self._bytes[key] = job.num_bytes
-        for oldest in list(self._compiled):
-            if len(self._compiled) <= MAX_KEPT and sum(self._bytes.values()) <= MAX_KEPT_BYTES:
-                break
-            if oldest not in self._wanted:
-                del self._compiled[oldest], self._bytes[oldest]
-                self._unmatched.discard(oldest)
+        others = [flow for flow in self._wanted.get(key, ()) if flow != job.flow and not self._kept.is_full(flow)]
+        self._kept.add(key, outcome, job.num_bytes, (job.flow, *others))

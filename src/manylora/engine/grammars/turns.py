@@ -1,6 +1,6 @@
 """Turns: the flows that wait for something, one after the other, whatever the number of things that each waits for."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Generic, TypeVar
 
 from manylora.ids import Flow
@@ -17,6 +17,11 @@ class Turns(Generic[Key]):
     def __len__(self) -> int:
         """Return the number of keys that wait, each counted once."""
         return len({key for keys in self._keys.values() for key in keys})
+
+    @property
+    def flows(self) -> Iterable[Flow]:
+        """Return the flows that wait, the one whose turn is next first."""
+        return self._keys.keys()
 
     def add(self, flow: Flow, key: Key) -> None:
         """Let a key wait. One that a flow has already stays where it is."""

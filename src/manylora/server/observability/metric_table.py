@@ -326,6 +326,29 @@ MANYLORA_METRICS = (
         series=tuple((reason, f"grammars.{reason}") for reason in ("invalid", "slow", "busy", "fault")),
     ),
     Metric(
+        name="manylora_grammars_kept",
+        kind=MetricKind.GAUGE,
+        unit="grammars",
+        help="Compiled grammars that the engine keeps",
+        stat="grammars.kept",
+    ),
+    Metric(
+        name="manylora_grammar_bytes",
+        kind=MetricKind.GAUGE,
+        unit="bytes",
+        help="Memory of these",
+        stat="grammars.kept_bytes",
+    ),
+    Metric(
+        name="manylora_grammar_drops",
+        kind=MetricKind.COUNTER,
+        unit="grammars",
+        help="Compiled grammars that a tenant holds no more: beyond its quota, unused for long (age), because all "
+        "tenants together hold too much (room) or because the tenant is closed",
+        labels=("reason",),
+        series=tuple((reason, f"grammars.dropped_{reason}") for reason in ("quota", "age", "room", "closed")),
+    ),
+    Metric(
         name="manylora_grammar_compile_seconds",
         kind=MetricKind.COUNTER,
         unit="seconds",
