@@ -1,234 +1,109 @@
-"""Kernels in Triton beside operations of torch, on one card: agreement, then times of both and of a plain copy.
+"""The back end for cards on one card: agreement with float32, then its figures beside the card's own limits, and goals.
 
-    python -m benchmarks.gpu [--device cuda:0] [--rounds N] [--json OUT]
+    python -m benchmarks.gpu [--device cuda:0] [--minutes 8] [--rounds N] [--json OUT]
     python -m benchmarks.gpu --dry-run
 
-Each case is one operation in the shape of a 7B base. First both back ends compute it on the same values: the largest
-difference is printed. Then they take turns, timed by events of the card. `bytes` are those that the operation must read
-and write; beside them stands the bandwidth of a copy in the same run. Then a 7B base of random weights goes through the
-stages of `benchmarks/card/stages.py`, whose figures are ratios of one run. `--dry-run` computes every case once on the
-CPU, in Triton's interpreter and in small shapes, and walks every stage with a tiny base and recorded launches in place
-of graphs: it prints differences and counts, and no times.
+The limits are measured first: a copy in the card's memory, square matrix products, a copy from locked host memory. Then
+each kernel is compared with torch in float32, in the shapes of a 7B base (`benchmarks/card/cases.py`), and two bases of
+random weights, Llama-2-7b's shape and Mistral-7B's, go through the stages of `benchmarks/card/stages.py`, the most
+important first; times of single kernels come last. Nothing is downloaded.
+
+Each line is in the file as soon as it is measured. After `--minutes` no further line is begun, and what was left out is
+named. A stage that fails ends no other; the exit code is 1 then. The table of `benchmarks/card/goals.py` stands at the
+end: each goal with the worst of its figures.
+
+`--dry-run` walks all of it on the CPU, in Triton's interpreter, with tiny bases and recorded launches in place of
+graphs. Its differences and counts are true, its times and ratios are an interpreter's and mean nothing.
 """
 
 import argparse
-import json
+import dataclasses
+import gc
+import itertools
 import os
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from benchmarks.card.base import LLAMA_7B, TINY, Base
+from benchmarks.card.base import Base, fitted
+from benchmarks.card.cases import CARD, DRY, Case, agreement, cases, timing
+from benchmarks.card.ceilings import Ceilings, clock_of, measure
+from benchmarks.card.goals import print_table
+from benchmarks.card.results import Line, Results
+from benchmarks.card.sizes import SEVEN_B, TINY, Size
 from benchmarks.card.stages import Stages
 from manylora.bench.machine import describe
 from manylora.errors import ConfigInvalid
-from manylora.ids import Digest
 from manylora.kernels.cuda.backend import TorchKernels
 from manylora.kernels.cuda.device import find_device, free_bytes
 from manylora.kernels.cuda.graphs import CudaGraphs
-from manylora.kernels.cuda.packed import CardWeights
-from manylora.kernels.lora_batch import LoraSegment, PlacedAdapter
-from manylora.kernels.operands import AttentionBatch, Packed
-from manylora.kernels.projections import LoraTarget, Projection
-from manylora.kernels.weight_groups import GroupedWeight
 
-RANKS = (4, 8, 16, 64)
-BLOCK = 16
+DRY_ROUNDS, DRY_CASES = 1, 4
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """The sizes of the cases: width of the rows, heads of `head_dim`, rows of adapters, contexts of one row each."""
+class Run:
+    """One run on one device. A dry one has tiny sizes and the host's memory."""
 
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rows: tuple[int, ...]
-    contexts: tuple[int, ...]
+    def __init__(self, device: torch.device, rounds: int, results: Results, *, is_dry: bool) -> None:
+        self.device, self.results, self.is_dry = device, results, is_dry
+        self.rounds = DRY_ROUNDS if is_dry else rounds
+        self.dtype = torch.float32 if is_dry else torch.bfloat16
+        self.clock = clock_of(device)
 
+    def all(self) -> None:
+        """Measure everything, in the order of importance."""
+        ceilings = measure(self.device, self.dtype, self.rounds, self.clock)
+        self.results.add(None, "ceilings", dataclasses.asdict(ceilings))
+        self.results.take(None, "kernels", self.agreements)
+        for size in TINY if self.is_dry else SEVEN_B:
+            self.results.take(size.name, "base", partial(self.base, size, ceilings))
+        self.results.take(None, "kernel times", partial(self.timings, ceilings))
 
-CARD = Sizes(4096, 32, 8, 128, (1, 8, 16, 64, 512), (192, 1024, 8192))
-DRY = Sizes(72, 4, 2, 8, (1, 5), (9, 600))
+    def kernels(self, **options: Any) -> TorchKernels:  # the options of the back end
+        from manylora.kernels.cuda.jit.backend import TritonKernels  # after the interpreter is chosen
 
+        return TritonKernels(self.device, self.dtype, **options)
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One operation on given values: called with a back end, it returns its result."""
+    def cases(self, dtype: torch.dtype) -> Iterator[Case]:
+        return cases(DRY if self.is_dry else CARD, self.device, self.dtype, dtype)
 
-    name: str
-    num_bytes: int
-    run: Callable[[TorchKernels], Tensor]
+    def agreements(self) -> Iterator[Line]:
+        plain, reference = (TorchKernels(self.device, dtype) for dtype in (self.dtype, torch.float32))
+        own = self.kernels()
+        for case, exact in zip(self.cases(self.dtype), self.cases(torch.float32), strict=True):
+            yield agreement(case, exact, plain, own, reference)
 
+    def timings(self, ceilings: Ceilings) -> Iterator[Line]:
+        plain, own = TorchKernels(self.device, self.dtype), self.kernels()
+        for case in itertools.islice(self.cases(self.dtype), DRY_CASES if self.is_dry else None):
+            yield timing(case, plain, own, self.rounds, ceilings)
 
-def cases(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    generator = torch.Generator().manual_seed(1)
+    def base(self, size: Size, ceilings: Ceilings) -> Iterator[Line]:
+        """Take a base through its stages; yield its sizes before."""
+        if self.is_dry:
+            from tests.kernels.cuda.recorder import RecordedGraphs
 
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
-
-    hidden = sizes.hidden
-    weight = torch.ones(hidden, device=device)
-    for rows in sizes.rows:
-        x, delta, gate_up = drawn(rows, hidden), drawn(rows, hidden), drawn(rows, 2 * hidden)
-        yield Case(f"add_norm, {rows} rows", 4 * x.nbytes, partial(added_norm, x, delta, weight))
-        yield Case(f"gated_silu, {rows} rows", 3 * x.nbytes, partial(activated, gate_up))
-        yield from lora_cases(sizes, x, drawn)
-        yield experts_case(hidden, rows, drawn)
-        yield from (four_bit_case(hidden, x, has_minima) for has_minima in (True, False))
-        yield eight_bit_case(hidden, x)
-    for context in sizes.contexts:
-        for window in (None, 256):
-            yield attention_case(sizes, context, window, drawn, device)
-
-
-def added_norm(x: Tensor, delta: Tensor, weight: Tensor, own: TorchKernels) -> Tensor:
-    return own.add_norm(x.clone(), delta, weight, 1e-5)
-
-
-def activated(gate_up: Tensor, own: TorchKernels) -> Tensor:
-    return own.gated_silu(gate_up)
-
-
-def experts_case(hidden: int, rows: int, drawn: Callable[..., Tensor]) -> Case:
-    """Two of eight experts for each row, a quarter as wide as the rows."""
-    experts = tuple(Packed(drawn(hidden // 4, hidden) * 0.02) for _ in range(8))
-    scores, picks = drawn(rows, 8).float(), drawn(2 * rows, hidden)
-    num_bytes = min(8, 2 * rows) * hidden * hidden // 4 * picks.element_size() + picks.nbytes
-
-    def run(own: TorchKernels) -> Tensor:
-        return own.expert_linear(own.route(scores, 2, True), picks, experts)
-
-    return Case(f"expert_linear, {rows} rows", num_bytes, run)
-
-
-def four_bit_case(hidden: int, x: Tensor, has_minima: bool) -> Case:
-    """A square weight in groups of 32, as its checkpoint stores it; plain operations widen it in each product."""
-    generator = torch.Generator().manual_seed(3)
-    shape = hidden, -(-hidden // 32)
-    levels = torch.randint(16, (hidden, hidden), generator=generator, dtype=torch.uint8)
-    scales = torch.rand(shape, generator=generator).half() * 0.01
-    minima = torch.randn(shape, generator=generator).half() * 0.05 if has_minima else None
-    weight, packed = GroupedWeight(levels, scales, minima, 32), dict[str, Packed]()
-
-    def run(own: TorchKernels) -> Tensor:
-        if own.name not in packed:
-            packed[own.name] = own.pack_groups(weight)
-        return own.linear(x, packed[own.name])
-
-    num_bytes = hidden * hidden // 2 + scales.nbytes * (1 + has_minima) + 2 * x.nbytes
-    return Case(f"linear in four bits, {len(x)} rows, {'minima' if has_minima else 'symmetric'}", num_bytes, run)
-
-
-def eight_bit_case(hidden: int, x: Tensor) -> Case:
-    """A square weight in eight bits; plain operations widen it in each product."""
-    weight = torch.randn(hidden, hidden, generator=torch.Generator().manual_seed(4))
-    packed = dict[str, Packed]()
-
-    def run(own: TorchKernels) -> Tensor:
-        if own.name not in packed:
-            packed[own.name] = CardWeights(x.dtype, own.torch_device, "int8").pack(weight)
-        return own.linear(x, packed[own.name])
-
-    return Case(f"linear in eight bits, {len(x)} rows", hidden * hidden + 4 * hidden + 2 * x.nbytes, run)
-
-
-def lora_cases(sizes: Sizes, x: Tensor, drawn: Callable[..., Tensor]) -> Iterator[Case]:
-    """q, k, v of rows that have one adapter together, and of rows that each have another, ranks in turn."""
-    rows, hidden = x.shape
-    outs = [sizes.heads * sizes.head_dim, *(sizes.kv_heads * sizes.head_dim,) * 2]
-    targets = tuple(
-        LoraTarget(projection, sum(outs[:index]), out)
-        for index, (projection, out) in enumerate(zip((Projection.Q, Projection.K, Projection.V), outs, strict=True))
-    )
-    y = drawn(rows, sum(outs))
-    for name, number in {"one adapter": 1, "each row another": rows}.items():
-        placed = [adapter(index, RANKS[index % len(RANKS)], hidden, outs, drawn) for index in range(min(number, 64))]
-        edges = np.linspace(0, rows, len(placed) + 1).astype(int).tolist()
-        segments = tuple(
-            LoraSegment(start, stop, own) for start, stop, own in zip(edges, edges[1:], placed, strict=False)
-        )
-        num_bytes = sum(own.image.nbytes for own in placed) + x.nbytes + 2 * y.nbytes
-
-        def run(own: TorchKernels, segments: tuple[LoraSegment, ...] = segments) -> Tensor:
-            into = y.clone()
-            own.add_lora(into, x, own.prepare_lora(segments), 0, targets)
-            return into
-
-        yield Case(f"add_lora, {rows} rows, {name}", num_bytes, run)
-
-
-def adapter(number: int, rank: int, hidden: int, outs: list[int], drawn: Callable[..., Tensor]) -> PlacedAdapter:
-    table = np.zeros((1, len(Projection), 3), dtype=np.int64)
-    parts, used = [], 0
-    for index, out in enumerate(outs):
-        a, b = drawn(rank * hidden), drawn(rank * out) * 0.02
-        table[0, index] = used, used + a.numel(), rank
-        used += a.numel() + b.numel()
-        parts += [a, b]
-    return PlacedAdapter(Digest(f"{number:064d}"), torch.cat(parts), table)
-
-
-def attention_case(
-    sizes: Sizes, context: int, window: int | None, drawn: Callable[..., Tensor], device: torch.device
-) -> Case:
-    """Eight sequences with one row each."""
-    count, width = 8, sizes.kv_heads * sizes.head_dim
-    blocks = -(-context // BLOCK)
-    keys, values = (drawn(1, count * blocks, BLOCK, sizes.kv_heads, sizes.head_dim) for _ in range(2))
-    q = drawn(count, sizes.heads * sizes.head_dim)
-    tables = torch.randperm(count * blocks, generator=torch.Generator().manual_seed(2)).view(count, blocks).int()
-    last = torch.full((count,), context - 1, dtype=torch.int32)
-    batch = AttentionBatch(last, last.long(), torch.arange(count, dtype=torch.int32), tables)
-
-    def run(own: TorchKernels) -> Tensor:
-        kv = own.new_kv(layers=1, num_blocks=1, block_size=BLOCK, kv_heads=sizes.kv_heads, head_dim=sizes.head_dim)
-        kv.keys, kv.values = keys, values  # type: ignore[attr-defined]  # plain keys and values
-        return own.attend(q, kv, 0, window, batch)
-
-    seen = min(context, window or context)
-    name = f"attend, {count} rows of {context}, window {window}"
-    return Case(name, 2 * count * seen * width * keys.element_size(), run)
-
-
-def timed(run: Callable[[], object], rounds: int) -> float:
-    """Return the median milliseconds of a call, by events of the card."""
-    found: list[float] = []
-    event: Any = torch.cuda.Event  # torch gives it no types
-    for _ in range(rounds):
-        begin, end = event(enable_timing=True), event(enable_timing=True)
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        found.append(begin.elapsed_time(end))
-    return statistics.median(found)
-
-
-def compare(case: Case, plain: TorchKernels, own: TorchKernels, rounds: int) -> dict[str, Any]:
-    """Return the largest relative difference of a case; with rounds also the milliseconds of both back ends."""
-    expected, found = case.run(plain).float(), case.run(own).float()
-    difference = ((found - expected).abs().max() / expected.abs().max()).item()
-    line: dict[str, Any] = {"case": case.name, "bytes": case.num_bytes, "difference": difference}
-    if rounds:
-        turns = [(timed(lambda: case.run(plain), 5), timed(lambda: case.run(own), 5)) for _ in range(rounds)]
-        line["torch_ms"] = statistics.median(torch_ms for torch_ms, _ in turns)
-        line["triton_ms"] = statistics.median(triton_ms for _, triton_ms in turns)
-        line["ratio_spread"] = sorted(triton_ms / torch_ms for torch_ms, triton_ms in turns)[:: max(1, rounds - 1)]
-    return line
+            kernels = self.kernels(capture=RecordedGraphs())
+        else:
+            gc.collect()  # the base before
+            torch.cuda.empty_cache()
+            free = free_bytes(self.device)
+            size = size if free is None else fitted(size, free)
+            kernels = self.kernels(own_memory_bytes=free, capture=CudaGraphs())
+        base = Base(size, kernels, self.device)
+        yield {"weight_bytes": base.weight_bytes, "rows": size.rows, "context": size.context}
+        stages = Stages(base, kernels.copies(), self.clock, self.rounds, ceilings)
+        for name, stage in stages.all().items():
+            self.results.take(size.name, name, stage)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--dry-run", action="store_true")
@@ -239,52 +114,21 @@ def main() -> None:
         device = torch.device("cpu") if given.dry_run else find_device(given.device)
     except ConfigInvalid as error:
         raise SystemExit(error.message) from None
+    head: dict[str, Any] = {"machine": describe(), "is_dry_run": given.dry_run, "torch": torch.__version__}
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dtype, sizes = (torch.float32, DRY) if given.dry_run else (torch.bfloat16, CARD)
-    from manylora.kernels.cuda.jit.backend import TritonKernels
-
-    plain, own = TorchKernels(device, dtype), TritonKernels(device, dtype)
-    found: dict[str, Any] = {"machine": describe(), "lines": []}
-    if not given.dry_run:
-        source, target = (torch.empty(1 << 30, dtype=torch.uint8, device=device) for _ in range(2))
-        found["copy_gb_per_s"] = 2 * source.nbytes / timed(lambda: target.copy_(source), given.rounds) / 1e6
-        print(f"{torch.cuda.get_device_name(device)}, copy {found['copy_gb_per_s']:.0f} GB/s")
-    for case in cases(sizes, device, dtype):
-        line = compare(case, plain, own, 0 if given.dry_run else given.rounds)
-        report(found["lines"], line)
-    for line in stages(device, dtype, given.rounds, found.get("copy_gb_per_s", 1.0)):
-        report(found["lines"], line)
-    if given.json:
-        given.json.write_text(json.dumps(found, indent=2))
-
-
-def report(lines: list[dict[str, Any]], line: dict[str, Any]) -> None:
-    lines.append(line)
-    print(
-        "  ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in line.items())
-    )
-
-
-def stages(device: torch.device, dtype: torch.dtype, rounds: int, copy_gb_per_s: float) -> Iterator[dict[str, Any]]:
-    """Yield the lines of all stages, on a 7B base with a card, else on a tiny one."""
-    from manylora.kernels.cuda.jit.backend import TritonKernels
-
-    if device.type == "cuda":
-        kernels = TritonKernels(device, dtype, free_bytes(device), capture=CudaGraphs())
-        base = Base(LLAMA_7B, kernels, device)
-        yield from Stages(base, kernels.copies(), synchronised, rounds, 1e9 * copy_gb_per_s).all()
-    else:
-        from tests.kernels.cuda.recorder import RecordedGraphs
-
-        kernels = TritonKernels(device, dtype, capture=RecordedGraphs())
-        yield from Stages(Base(TINY, kernels, device), kernels.copies(), lambda: 0.0, 1, 1e9).all()
-
-
-def synchronised() -> float:
-    """Return the seconds when the card has done its work."""
-    torch.cuda.synchronize()
-    return time.perf_counter()
+        head |= {"card": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    results = Results(given.json, given.minutes, head, is_dry=given.dry_run)
+    Run(device, given.rounds, results, is_dry=given.dry_run).all()
+    results.write()
+    print_table(results.goals())
+    for name in results.left_out:
+        print(f"left out: {name}")
+    for name in results.failures:
+        print(f"failed: {name}")
+    if given.dry_run:
+        print("a dry run: its times and ratios mean nothing")
+    raise SystemExit(bool(results.failures))
 
 
 if __name__ == "__main__":
