@@ -1,5 +1,7 @@
 """Adapter deltas of every back end agree with the reference, for mixed ranks, odd sizes and partial targets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -88,6 +90,53 @@ def test_rows_without_an_adapter_keep_their_bits(name: str) -> None:
     assert torch.equal(with_adapters[untouched], base[untouched])
     assert torch.equal(with_adapters[2:4, 48:], base[2:4, 48:])  # a projection the adapter leaves alone
     assert not torch.equal(with_adapters[2:4, :48], base[2:4, :48])
+
+
+@pytest.mark.parametrize("name", BACK_ENDS)
+def test_adapters_of_the_last_projection_alone_keep_the_bits_of_the_others(name: str) -> None:
+    """q, k and v in one output, and adapters that change v alone, of mixed ranks."""
+    kernels, targets = BACK_ENDS[name](), fused(48, 16, 16)
+    ranks: dict[int, tuple[int, ...]] = {1: (0, 0, 1), 2: (0, 0, 24), 3: (0, 0, 8)}
+    arguments = (12, 64, targets, [(0, 1, 1), (1, 4, 2), (5, 12, 3)], ranks)
+    actual, expected = delta(kernels, *arguments), delta(oracle_of(kernels), *arguments)
+    base = random(1, 12, 80)
+    assert torch.equal(actual[:, :64], base[:, :64])
+    assert torch.equal(actual[4], base[4])
+    assert error(actual[:, 64:], expected[:, 64:]) < TOLERANCE["lora"]
+    assert error(expected[:, 64:], base[:, 64:]) > 0.1
+
+
+@pytest.mark.parametrize("name", BACK_ENDS)
+def test_a_weight_is_applied_once_however_often_a_batch_is_prepared(name: str) -> None:
+    """A scale is in B once: copies of an image, as they come back from host memory, have no second one."""
+    kernels, targets = BACK_ENDS[name](), fused(40, 24)
+    own = make_adapter(1, ranks=(8, 3), width=64, targets=targets, dtype=kernels.lora_dtype)
+    x, base = random(2, 7, 64), random(1, 7, 64)
+    once = base.clone()
+    oracle = oracle_of(kernels)
+    oracle.add_lora(once, x, oracle.prepare_lora((LoraSegment(0, 7, own),)), 0, targets)
+    for weight in (1.0, -0.5, 4.0):
+        for turn in range(3):
+            copied = replace(own, image=own.image.clone())
+            found = base.clone()
+            kernels.add_lora(found, x, kernels.prepare_lora((LoraSegment(0, 7, copied, weight),)), 0, targets)
+            assert error(found - base, weight * (once - base)) < 10 * TOLERANCE["lora"], (weight, turn)
+
+
+@pytest.mark.parametrize("name", BACK_ENDS)
+def test_a_batch_without_segments_and_a_layer_without_the_adapter_keep_every_bit(name: str) -> None:
+    kernels, targets = BACK_ENDS[name](), fused(48, 16)
+    base, x = random(1, 10, 64), random(2, 10, 64)
+    found = base.clone()
+    kernels.add_lora(found, x, kernels.prepare_lora(()), 0, targets)
+    own = make_adapter(1, ranks=(8, 3), width=64, targets=targets, dtype=kernels.lora_dtype)
+    table = own.table.copy()
+    table[0] = 0  # the adapter has the second layer alone
+    lora = kernels.prepare_lora((LoraSegment(0, 10, replace(own, table=table)),))
+    kernels.add_lora(found, x, lora, 0, targets)
+    assert torch.equal(found, base)
+    kernels.add_lora(found, x, lora, 1, targets)
+    assert not torch.equal(found, base)
 
 
 @pytest.mark.parametrize("name", BACK_ENDS)

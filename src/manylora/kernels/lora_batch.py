@@ -68,7 +68,7 @@ class PlacedAdapters(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LoraSegment:
-    """Rows `[start, stop)` of the step belong to this adapter, whose delta counts `weight` times.
+    """Rows `[start, stop)` of the step, at least one, belong to this adapter, whose delta counts `weight` times.
 
     Neighbouring segments of the same rows are the adapters of these rows, added in this order; none has extras.
     """

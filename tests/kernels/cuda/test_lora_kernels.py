@@ -9,6 +9,7 @@ from torch import Tensor
 from manylora.kernels.lora_batch import LoraBatch, LoraSegment, PlacedAdapter
 from manylora.kernels.plain.adapters import PlainAdapters
 from manylora.kernels.projections import LoraTarget
+from manylora.kernels.reference import ReferenceKernels
 from tests.conftest import thinned
 from tests.kernels.cases import add_extras, error, make_adapter, random
 from tests.kernels.cuda.interpreted import CLOSE, DTYPES, HOST, require_triton
@@ -141,6 +142,34 @@ def test_chunks_and_items_of_no_rows_alone_change_nothing_and_read_no_adapter() 
     found = y.clone()
     kernels.add_lora(found, random(1, 20, 40), LoraBatch((), native=chunks), 0, targets)
     assert torch.equal(found, y)
+
+
+@pytest.mark.parametrize("ranks", [(0, 0, 1), (0, 0, 24)])
+def test_an_adapter_of_v_alone_keeps_the_bits_of_q_and_k(ranks: tuple[int, int, int]) -> None:
+    kernels, reference, targets = TritonAdapters(HOST), ReferenceKernels(lora_dtype=torch.float32), fused(24, 8, 8)
+    own = make_adapter(3, ranks=ranks, width=40, targets=targets, dtype=torch.float32)
+    x, y = random(1, 19, 40), random(2, 19, 40)
+    found, expected = y.clone(), y.clone()
+    spans = (LoraSegment(1, 2, own), LoraSegment(2, 19, own, -0.5))
+    kernels.add_lora(found, x, kernels.prepare_lora(spans), 1, targets)
+    reference.add_lora(expected, x, reference.prepare_lora(spans), 1, targets)
+    assert torch.equal(found[:, :32], y[:, :32])
+    assert torch.equal(found[0], y[0])
+    assert error(found, expected) < CLOSE["float32"]
+
+
+def test_a_weight_is_applied_once_however_often_an_image_is_copied_and_a_batch_prepared() -> None:
+    kernels, reference, targets = TritonAdapters(HOST), ReferenceKernels(lora_dtype=torch.float32), fused(24, 8)
+    own = make_adapter(1, ranks=(8, 3), width=40, targets=targets, dtype=torch.float32)
+    x, y = random(1, 5, 40), random(2, 5, 32)
+    once = y.clone()
+    reference.add_lora(once, x, reference.prepare_lora((LoraSegment(0, 5, own),)), 0, targets)
+    for weight in (1.0, -0.5):
+        for _ in range(2):
+            copied = PlacedAdapter(own.digest, own.image.clone(), own.table)
+            found = y.clone()
+            kernels.add_lora(found, x, kernels.prepare_lora((LoraSegment(0, 5, copied, weight),)), 0, targets)
+            assert error(found - y, weight * (once - y)) < 10 * CLOSE["float32"]
 
 
 def test_the_splits_of_a_product_follow_from_its_inputs_alone() -> None:
