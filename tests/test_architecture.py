@@ -120,7 +120,7 @@ FLOORS: dict[str, list[set[str]]] = {
         {"steering"},
     ],
     "ray_serve": [
-        {"items", "names", "scaling"},
+        {"each_replica", "items", "names", "scaling"},
         {"edge", "replica"},
         {"application"},
         {"local"},

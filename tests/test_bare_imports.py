@@ -37,7 +37,6 @@ TRITON_FILES = tuple(
 
 RAY_FILES = (
     "ray_serve/application.py",
-    "ray_serve/edge/following.py",
     "ray_serve/edge/ingress.py",
     "ray_serve/edge/router.py",
     "ray_serve/edge/serve_handles.py",

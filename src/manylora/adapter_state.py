@@ -97,6 +97,7 @@ class AdapterInfo:
     tenant        the owner of the upload; empty for an adapter of any other source
     base          the base model of the engine that has it; the engine itself leaves it empty
     replicas      the state at each replica of a fleet, by its name; empty: there is one engine
+    silent        the replicas of a fleet that did not answer; one of `LASTING_ACTIONS` reaches them once they do
     report        the ingest report of its version, in the form of `adapters/report.py`; None if it is unknown, for a
                   version packed by an older release, and in lists
     """
@@ -118,6 +119,7 @@ class AdapterInfo:
     tenant: str = ""
     base: str = ""
     replicas: dict[str, AdapterState] = field(default_factory=dict)
+    silent: tuple[str, ...] = ()
     report: dict[str, Any] | None = None  # JSON values of several types
 
 
@@ -130,6 +132,10 @@ class AdapterWords:
 
 
 NO_WORDS = AdapterWords()
+
+
+LASTING_ACTIONS = (AdapterAction.PIN, AdapterAction.UNPIN, AdapterAction.EVICT, AdapterAction.DELETE)
+"""Acts that a replica of a fleet gets which was away. The others serve the replicas that are there."""
 
 
 def is_over(action: AdapterAction, info: AdapterInfo) -> bool:

@@ -1,7 +1,7 @@
 """Replicas over fake engines, and calls that go to them as Ray Serve's go, in one event loop and without Ray."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from manylora.errors import Unavailable
 from manylora.fleet.edge.merged import NONE_OPEN
 from manylora.ids import Flow, ReplicaId, mint_request_id
 from manylora.models.text.tokenizer import Tokenizer
+from manylora.ray_serve.each_replica import Answers
 from manylora.ray_serve.edge.handle_transport import LOST, HandleTransport
 from manylora.ray_serve.edge.routing import CallRouting
 from manylora.ray_serve.replica.engine import ReplicaEngine
@@ -33,6 +34,7 @@ class CarriedCalls:
 
     sent     the replica of each streamed call, in their order
     dead     replicas whose calls are lost from now on
+    silent   replicas that answer no question to all
     on_call  is called in the task of each call
     """
 
@@ -40,6 +42,7 @@ class CarriedCalls:
     engines: dict[ReplicaId, FakeEngine]
     sent: list[ReplicaId] = field(default_factory=list)
     dead: set[ReplicaId] = field(default_factory=set)
+    silent: set[ReplicaId] = field(default_factory=set)
     routing: CallRouting = field(default_factory=lambda: CallRouting("r", SystemClock()))
     is_here: asyncio.Event = field(default_factory=asyncio.Event)
     on_call: Callable[[], None] = field(default=lambda: None)
@@ -64,11 +67,21 @@ class CarriedCalls:
     async def ask(self, want: Want, operation: bytes) -> bytes:
         return await self.replicas[self._first(want)].ask(EDGE, operation)
 
-    async def ask_all(self, operation: bytes) -> list[bytes]:
+    async def ask_all(
+        self,
+        operation: bytes,
+        *,
+        among: frozenset[ReplicaId] | None = None,
+        known_silent: Collection[ReplicaId] = (),
+    ) -> Answers:
         self.on_call()
         if not self.is_here.is_set():
             raise Unavailable(NONE_OPEN)
-        return [await replica.ask(EDGE, operation) for replica in self.replicas.values()]
+        answering = [name for name in self.replicas if name not in self.silent and (among is None or name in among)]
+        return Answers(
+            values={name: await self.replicas[name].ask(EDGE, operation) for name in answering},
+            silent=tuple(sorted(self.silent)),
+        )
 
     def _first(self, want: Want) -> ReplicaId:
         self.routing.observe({name: each.signal().values() for name, each in self.replicas.items()})

@@ -6,11 +6,11 @@ Serve's handles ask its controller for changes in a thread that no public call e
 if that thread asks after `ray.shutdown`. This process therefore ends by `os._exit`, and leaves Ray without a shutdown.
 """
 
+import asyncio
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -18,6 +18,7 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from manylora.errors import StartupError
+from manylora.ray_serve.each_replica import Answers, ask_each
 from manylora.ray_serve.names import APPLICATION, EDGE, NAMESPACE
 from manylora.ray_serve.status import FleetPart
 
@@ -46,24 +47,28 @@ def _parts(address: str) -> list[FleetPart]:
     application = serve.status().applications.get(APPLICATION)
     if application is None:
         raise StartupError(f"the Ray cluster at {address} runs no application `{APPLICATION}`")
-    return [
-        FleetPart(
-            name=name,
-            status=f"{each.status.value}{f' ({each.message})' if each.message else ''}",
-            running=each.replica_states.get("RUNNING", 0),
-            reports=() if name == EDGE else _reports(name),
+    parts = []
+    for name, each in sorted(application.deployments.items()):
+        answers = Answers() if name == EDGE else _answers(name)
+        parts.append(
+            FleetPart(
+                name=name,
+                status=f"{each.status.value}{f' ({each.message})' if each.message else ''}",
+                running=each.replica_states.get("RUNNING", 0),
+                reports=[answers.values[replica] for replica in sorted(answers.values)],
+                silent=answers.silent,
+            )
         )
-        for name, each in sorted(application.deployments.items())
-    ]
+    return parts
 
 
-def _reports(name: str) -> tuple[Mapping[str, Any], ...]:
+def _answers(name: str) -> Answers:
+    """Return the reports of a base's replicas."""
     handle = serve.get_deployment_handle(name, APPLICATION)
     try:
-        results = handle.broadcast("report").results(timeout_s=REPORT_WAIT_S, return_exceptions=True)
-    except (RayServeException, TimeoutError):
-        return ()  # a base scaled to zero has no replica to ask
-    return tuple(sorted((each for each in results if isinstance(each, dict)), key=lambda report: report["replica"]))
+        return asyncio.run(ask_each(handle, "report", within_s=REPORT_WAIT_S))
+    except RayServeException:
+        return Answers()  # a base scaled to zero has no replica to ask
 
 
 if __name__ == "__main__":

@@ -25,12 +25,14 @@ class FleetPart:
     status   Serve's word, such as HEALTHY or UPDATING, with its reason
     running  replicas that take requests
     reports  of the replicas that answered, as `EngineReplica.report` returns them; none of edges
+    silent   the names of the replicas that did not answer
     """
 
     name: str
     status: str
     running: int
     reports: Sequence[Mapping[str, Any]] = ()
+    silent: Sequence[str] = ()
 
 
 def fleet_state(config: Config, address: str | None = None) -> list[FleetPart]:
@@ -76,6 +78,7 @@ def state_lines(deployments: Sequence[FleetPart]) -> list[str]:
                 f"{report['in_flight']} requests, backlog {report['backlog_tokens']:.0f} tokens, "
                 f"{report['tokens_per_s']:.0f} tokens/s, adapters: {shown}"
             )
+        lines += [f"  {name}  no answer" for name in each.silent]
     return lines
 
 

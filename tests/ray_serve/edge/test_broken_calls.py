@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,14 @@ from manylora.cluster.views import Want
 from manylora.config.settings import Config
 from manylora.engine.events import FinishReason
 from manylora.errors import EngineFault, ManyloraError, Unavailable
-from manylora.ids import Flow
+from manylora.ids import Flow, ReplicaId
+from manylora.ray_serve.each_replica import Answers
 from manylora.ray_serve.edge import handle_transport
 from manylora.ray_serve.edge.handle_transport import HandleTransport
 from manylora.ray_serve.items import ACCEPTED
 from manylora.server.engine_client.client import EngineClient
 from tests.ray_serve.carried import CarriedCalls, fleet, request_for
-from tests.ray_serve.test_handle_transport import events_of, until
+from tests.ray_serve.edge.test_handle_transport import events_of, until
 from tests.support.waiting import PATIENCE_S
 
 
@@ -40,9 +41,15 @@ class BrokenCalls:
     async def ask(self, want: Want, operation: bytes) -> bytes:
         return self._broken()
 
-    async def ask_all(self, operation: bytes) -> list[bytes]:
+    async def ask_all(
+        self,
+        operation: bytes,
+        *,
+        among: frozenset[ReplicaId] | None = None,
+        known_silent: Collection[ReplicaId] = (),
+    ) -> Answers:
         self.num_rounds += 1
-        return [self._broken()]
+        return Answers(values={name: self._broken() for name in self._calls.replicas})
 
     def _broken(self) -> bytes:
         if self._raised is not None:

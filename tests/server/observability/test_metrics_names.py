@@ -1,10 +1,15 @@
 """Whom `/metrics` tells the names of adapters."""
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
+
+from manylora.server.engine_client.client import EngineClient, EngineHealth
 from tests.server.conftest import House
 
 InHouse = Callable[..., None]
+WELL: dict[str, Any] = {"is_up": True, "in_flight": 0, "stalled_s": 0.0, "loader_stalled_s": 0.0}
 
 
 def test_a_stranger_sees_no_name_of_a_private_adapter(in_house: InHouse) -> None:
@@ -22,3 +27,19 @@ def test_a_stranger_sees_no_name_of_a_private_adapter(in_house: InHouse) -> None
         assert '\nmanylora_requests{adapter="other",reason="end_of_sequence"} 2.0' in text
 
     in_house(scenario, sources=("local", "hub"))
+
+
+def test_only_operators_see_the_names_of_silent_replicas(in_house: InHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(house: House) -> None:
+        silent = ("10.0.0.1:7070", "10.0.0.2:7070")
+        monkeypatch.setattr(EngineClient, "health", lambda _: EngineHealth(**WELL, silent=silent))
+        own = (await house.client.get("/metrics")).text
+        for name in silent:
+            assert f'\nmanylora_replica_silent{{replica="{name}"}} 1.0' in own
+        foreign = (await house.client.get("/metrics", headers={"x-forwarded-for": "192.0.2.1"})).text
+        assert '\nmanylora_replica_silent{replica="other"} 2.0' in foreign
+        assert "10.0.0." not in foreign
+        monkeypatch.setattr(EngineClient, "health", lambda _: EngineHealth(**WELL))
+        assert "manylora_replica_silent{" not in (await house.client.get("/metrics")).text
+
+    in_house(scenario)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,27 @@ def test_deleting_waits_until_nothing_is_left(in_house: InHouse) -> None:
         assert (begun.status_code, begun.json()["is_deleted"], begun.json()["pins"]) == (202, True, 1)
         done = await house.client.delete("/v1/adapters/busy?wait=9")
         assert (done.status_code, done.json()["state"], done.json()["pins"]) == (200, "absent", 0)
+
+    in_house(scenario)
+
+
+@pytest.mark.parametrize(
+    ("action", "status"), [("delete", 202), ("pin", 202), ("evict", 202), ("preload", 200), ("verify", 200)]
+)
+def test_an_act_that_a_silent_replica_will_get_is_not_over(in_house: InHouse, action: str, status: int) -> None:
+    async def scenario(house: House) -> None:
+        manage = house.link.manage
+
+        async def without_one(action: AdapterAction, ref: AdapterRef) -> AdapterInfo:
+            info: AdapterInfo = await manage(action, ref)
+            return replace(info, silent=("replica-1",))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(house.link, "manage", without_one)
+            path = "/v1/adapters/tone?wait=9"
+            asked = house.client.delete(path) if action == "delete" else house.post(path, {"action": action})
+            reply = await asked
+        assert (reply.status_code, reply.json()["silent"]) == (status, ["replica-1"])
 
     in_house(scenario)
 

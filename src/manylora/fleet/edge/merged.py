@@ -34,11 +34,16 @@ def merged_infos(replies: Iterable[tuple[str, Sequence[AdapterInfo]]]) -> tuple[
     return tuple(found.values())
 
 
-def merged_answer(question: ManageAdapter | GetAdapters, replies: Sequence[tuple[str, AdapterReply]]) -> AdapterReply:
-    """Return one answer to a question that several replicas were asked. replies: each beside its replica's name.
+def merged_answer(
+    question: ManageAdapter | GetAdapters, replies: Sequence[tuple[str, AdapterReply]], silent: Sequence[str] = ()
+) -> AdapterReply:
+    """Return one answer to a question that several replicas were asked.
+
+    replies  each beside its replica's name
+    silent   the replicas that did not answer, whom the answer names
 
     An act that one replica refuses (in use, full) is not done, and the refusal is the answer. Else one adapter is
-    missing only if all replicas miss it.
+    missing only if all replicas that answer miss it.
     """
     failures = [reply.failure for _, reply in replies if reply.failure is not None]
     if isinstance(question, ManageAdapter):
@@ -46,9 +51,15 @@ def merged_answer(question: ManageAdapter | GetAdapters, replies: Sequence[tuple
         if refusals:
             return AdapterReply(question.number, failure=refusals[0])
     if len(failures) < len(replies):
-        return AdapterReply(question.number, merged_infos([(replica, reply.infos) for replica, reply in replies]))
-    failure = failures[0] if failures else Failure.of(Unavailable(NONE_OPEN))
+        infos = merged_infos([(replica, reply.infos) for replica, reply in replies])
+        return AdapterReply(question.number, tuple(replace(info, silent=tuple(silent)) for info in infos))
+    failure = failures[0] if failures else Failure.of(Unavailable(none_open(silent)))
     return AdapterReply(question.number, failure=failure)
+
+
+def none_open(silent: Sequence[str]) -> str:
+    """Return the message of a question that no replica answered."""
+    return f"{NONE_OPEN} (no answer from {', '.join(silent)})" if silent else NONE_OPEN
 
 
 def merged_stats(stats: Sequence[EngineStats]) -> EngineStats:

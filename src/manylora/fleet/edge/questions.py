@@ -2,20 +2,20 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
 from manylora.adapter_ref import AdapterRef
-from manylora.adapter_state import NO_WORDS, AdapterAction
+from manylora.adapter_state import LASTING_ACTIONS, NO_WORDS, AdapterAction
 from manylora.cluster.orders import FleetOrder, OrderBook
+from manylora.cluster.views import Want
 from manylora.errors import AdapterNotFound, ManyloraError, Unavailable
 from manylora.failure import Failure
 from manylora.fleet.edge.edge_queue import EdgeQueue
-from manylora.fleet.edge.merged import NONE_OPEN, merged_answer
-from manylora.fleet.edge.replica import Replica
-from manylora.fleet.edge.router import ReplicaRouter
+from manylora.fleet.edge.merged import NONE_OPEN, merged_answer, none_open
 from manylora.ids import ReplicaId
 from manylora.server.engine_client.messages import (
     AdapterReply,
@@ -29,18 +29,56 @@ from manylora.server.engine_client.transport import FrameReceiver
 
 log = logging.getLogger(__name__)
 
-KEPT_ACTIONS = (AdapterAction.PIN, AdapterAction.UNPIN, AdapterAction.EVICT, AdapterAction.DELETE)
-"""Acts that a replica gets which was away. The others serve the replicas that are there."""
 ENDING_ACTIONS = (AdapterAction.PIN, AdapterAction.PRELOAD)
 REMOVALS = (AdapterAction.EVICT, AdapterAction.DELETE)
 
 
+class AskedReplica(Protocol):
+    """A replica as questions see it. `replica.Replica` is one with a connection, another edge's own may have calls.
+
+    host     the name of its present start; empty: it is away
+    is_open  it takes requests
+    """
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def host(self) -> str: ...
+    @property
+    def is_open(self) -> bool: ...
+
+    def send(self, message: GetAdapterText) -> None:
+        """Send at once. Raises `Unavailable`, `Overloaded`."""
+
+    def send_surely(self, message: ManageAdapter | GetAdapters | CancelAdapterText) -> None:
+        """Send a message that is small and must not be refused; while the replica is away it means nothing."""
+
+
+class QuestionRouter(Protocol):
+    """The order of the replicas for a question, as `router.ReplicaRouter` has it."""
+
+    def order(self, want: Want, but: Collection[str] = ()) -> Sequence[str]:
+        """Return the addresses of the open replicas, the first one in front, without those of `but`."""
+
+    def want_of(self, adapter: AdapterRef | None) -> Want:
+        """Return the needs of a question about an adapter."""
+
+    def drop(self, adapter: AdapterRef) -> None:
+        """Forget an adapter that is evicted or deleted on every replica."""
+
+
 @dataclass(slots=True)
 class _Broadcast:
-    """A question to several replicas. waiting: the addresses without an answer yet; replies: each by its address."""
+    """A question to several replicas.
+
+    waiting  the addresses without an answer yet
+    silent   the addresses of the replicas that were away, or that left before they answered
+    replies  each by its address
+    """
 
     operation: ManageAdapter | GetAdapters
     waiting: set[str]
+    silent: set[str]
     replies: list[tuple[str, AdapterReply]] = field(default_factory=list)
 
 
@@ -59,7 +97,9 @@ class FleetQuestions:
 
     receiver: FrameReceiver
 
-    def __init__(self, replicas: Mapping[str, Replica], router: ReplicaRouter, queue: EdgeQueue | None = None) -> None:
+    def __init__(
+        self, replicas: Mapping[str, AskedReplica], router: QuestionRouter, queue: EdgeQueue | None = None
+    ) -> None:
         """`replicas` by address, which the owner keeps up. `queue`: as in `FleetRequests`."""
         self._queue = queue
         self._replicas = replicas
@@ -72,7 +112,7 @@ class FleetQuestions:
         self._done: defaultdict[str, set[int]] = defaultdict(set)  # numbers of orders, by address
         self._refused: defaultdict[str, set[int]] = defaultdict(set)  # the same, until the next connection
         # Looks at a deleted name under way, by address and number of the question: the replica that waits, its order.
-        self._looks: dict[tuple[str, int], tuple[Replica, FleetOrder]] = {}
+        self._looks: dict[tuple[str, int], tuple[AskedReplica, FleetOrder]] = {}
         self._behind: defaultdict[str, set[str]] = defaultdict(set)  # deleted names to look at, by address
         self._numbers = 0
 
@@ -80,13 +120,14 @@ class FleetQuestions:
         """Ask all replicas that are there. Raises `Unavailable` without any, and keeps the act for none then."""
         open_replicas = [replica for replica in self._replicas.values() if replica.host]
         if not open_replicas:
-            raise Unavailable(NONE_OPEN)
-        if isinstance(operation, ManageAdapter) and operation.action in KEPT_ACTIONS:
+            raise Unavailable(none_open(sorted(self._replicas)))
+        if isinstance(operation, ManageAdapter) and operation.action in LASTING_ACTIONS:
             self._refs[str(operation.ref)] = operation.ref
             order = self._book.issue(operation.action, str(operation.ref))
             for replica in open_replicas:
                 self._orders[replica.address, operation.number] = order
-        self._asked[operation.number] = _Broadcast(operation, {replica.address for replica in open_replicas})
+        waiting = {replica.address for replica in open_replicas}
+        self._asked[operation.number] = _Broadcast(operation, waiting, {*self._replicas} - waiting)
         for replica in open_replicas:
             replica.send_surely(operation)
 
@@ -113,7 +154,7 @@ class FleetQuestions:
         if asked is not None and asked.address in self._replicas:
             self._replicas[asked.address].send_surely(operation)
 
-    def take_reply(self, replica: Replica, reply: AdapterReply) -> None:
+    def take_reply(self, replica: AskedReplica, reply: AdapterReply) -> None:
         order = self._orders.pop((replica.address, reply.number), None)
         if order is not None:
             self._confirm(replica, order, reply)
@@ -127,7 +168,7 @@ class FleetQuestions:
         asked.replies.append((replica.address, reply))
         self._answer(reply.number, asked)
 
-    def take_text(self, replica: Replica, reply: AdapterTextReply) -> None:
+    def take_text(self, replica: AskedReplica, reply: AdapterTextReply) -> None:
         asked = self._texts.get(reply.number)
         if asked is None or asked.address != replica.address:
             return
@@ -136,7 +177,7 @@ class FleetQuestions:
         del self._texts[reply.number]
         self.receiver.receive(msgspec.structs.replace(reply, waited_ms=reply.waited_ms + asked.waited_ms))
 
-    def lose(self, replica: Replica) -> None:
+    def lose(self, replica: AskedReplica) -> None:
         """Answer the questions that waited for a replica alone, and ask another one for texts."""
         for key in [key for key in self._orders if key[0] == replica.address]:
             del self._orders[key]
@@ -149,19 +190,20 @@ class FleetQuestions:
         for number, asked in tuple(self._asked.items()):
             if replica.address in asked.waiting:
                 asked.waiting.discard(replica.address)
+                asked.silent.add(replica.address)
                 self._answer(number, asked)
         for number, text in tuple(self._texts.items()):
             if text.address == replica.address and not self._ask_next(text):
                 del self._texts[number]
                 self.receiver.receive(AdapterTextReply(number, NO_WORDS, Failure.of(Unavailable(NONE_OPEN))))
 
-    def forget(self, replica: Replica) -> None:
+    def forget(self, replica: AskedReplica) -> None:
         """Drop a replica that has left the list: its questions end, and an address that comes again begins anew."""
         self.lose(replica)
         self._done.pop(replica.address, None)
         self._behind.pop(replica.address, None)
 
-    def catch_up(self, replica: Replica) -> None:
+    def catch_up(self, replica: AskedReplica) -> None:
         """Send a replica that is there again the acts that it has missed."""
         under_way = {order.number for (address, _), order in self._orders.items() if address == replica.address}
         past = under_way | self._done[replica.address] | self._refused[replica.address]
@@ -179,14 +221,14 @@ class FleetQuestions:
                 self._looks[peer.address, self._numbers] = replica, order
                 peer.send_surely(GetAdapters(self._numbers, self._refs[order.adapter]))
 
-    def is_behind(self, replica: Replica, ref: AdapterRef | None) -> bool:
+    def is_behind(self, replica: AskedReplica, ref: AdapterRef | None) -> bool:
         """Return whether a replica may have an adapter that was deleted while it was away."""
         behind = self._behind.get(replica.address)
         if not behind or ref is None:
             return False
         return any(str(each) in behind for each in (*ref.members, ref))
 
-    def load_ahead(self, replica: Replica, ref: AdapterRef, action: AdapterAction) -> None:
+    def load_ahead(self, replica: AskedReplica, ref: AdapterRef, action: AdapterAction) -> None:
         """Let a replica load an adapter that requests may ask it for: PRELOAD or PREFETCH. Its answer is of no use."""
         self._numbers -= 1
         replica.send_surely(ManageAdapter(self._numbers, action, ref))
@@ -195,18 +237,18 @@ class FleetQuestions:
         self._asked.clear()
         self._texts.clear()
 
-    def _order(self, replica: Replica, order: FleetOrder, action: AdapterAction) -> None:
+    def _order(self, replica: AskedReplica, order: FleetOrder, action: AdapterAction) -> None:
         self._numbers -= 1  # the client's own numbers are positive
         self._orders[replica.address, self._numbers] = order
         self._behind[replica.address].discard(order.adapter)
         replica.send_surely(ManageAdapter(self._numbers, action, self._refs[order.adapter]))
 
-    def _peer_without(self, order: FleetOrder) -> Replica | None:
+    def _peer_without(self, order: FleetOrder) -> AskedReplica | None:
         """Return a replica that has carried out a deletion, and thus knows a later version under the name."""
         done = (each for each in self._replicas.values() if each.host and order.number in self._done[each.address])
         return next(done, None)
 
-    def _catch_up_with_deletion(self, replica: Replica, order: FleetOrder, seen: AdapterReply) -> None:
+    def _catch_up_with_deletion(self, replica: AskedReplica, order: FleetOrder, seen: AdapterReply) -> None:
         """Delete on a replica that was away, unless the name has a later version.
 
         A deletion would take that one. An eviction takes the bytes of all versions, and requests fetch the later one.
@@ -216,7 +258,7 @@ class FleetQuestions:
         lives = seen.failure is None and not any(info.is_deleted for info in seen.infos)
         self._order(replica, order, AdapterAction.EVICT if lives else AdapterAction.DELETE)
 
-    def _confirm(self, replica: Replica, order: FleetOrder, reply: AdapterReply) -> None:
+    def _confirm(self, replica: AskedReplica, order: FleetOrder, reply: AdapterReply) -> None:
         """Note that a replica has carried out an act, or that it does not have the adapter."""
         if reply.failure is not None and issubclass(reply.failure.kind, Unavailable):
             return
@@ -231,7 +273,8 @@ class FleetQuestions:
         if asked.waiting:
             return
         del self._asked[number]
-        answer, operation = merged_answer(asked.operation, asked.replies), asked.operation
+        operation = asked.operation
+        answer = merged_answer(operation, asked.replies, sorted(asked.silent))
         if isinstance(operation, ManageAdapter) and answer.failure is None and operation.action in REMOVALS:
             self._router.drop(operation.ref)
         self.receiver.receive(answer)

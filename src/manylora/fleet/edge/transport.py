@@ -226,7 +226,9 @@ class FleetTransport:
                 self._lose(replica, is_suspect=not is_innocent)
             case StatsUpdate(stats):
                 self._stats[replica.address] = stats
-                self._receiver.receive(StatsUpdate(merged_stats(list(self._stats.values())), message.lost_log_lines))
+                away = tuple(sorted(each.address for each in self._replicas.values() if not each.host))
+                merged = merged_stats(list(self._stats.values()))
+                self._receiver.receive(StatsUpdate(merged, message.lost_log_lines, away))
             case AdapterReply():
                 self._questions.take_reply(replica, message)
             case AdapterTextReply():

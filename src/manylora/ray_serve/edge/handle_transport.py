@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Collection, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -22,12 +22,13 @@ from manylora.engine.request import Priority, Request
 from manylora.errors import EngineFault, ManyloraError, Overloaded, QueueTimeout, StartupError, Unavailable
 from manylora.failure import Failure
 from manylora.fleet.edge.edge_queue import with_wait
-from manylora.fleet.edge.merged import merged_answer, merged_stats
+from manylora.ids import ReplicaId
+from manylora.ray_serve.each_replica import Answers
+from manylora.ray_serve.edge.called_replicas import CalledReplicas
 from manylora.ray_serve.items import ACCEPTED, frames_of
 from manylora.server.engine_client.messages import (
     MAX_QUEUED,
     AbortRequest,
-    AdapterReply,
     AdapterTextReply,
     CancelAdapterText,
     EngineReady,
@@ -37,7 +38,6 @@ from manylora.server.engine_client.messages import (
     GetStats,
     ManageAdapter,
     Operation,
-    StatsUpdate,
     StepFrame,
     SubmitRequest,
     decode_frame,
@@ -73,8 +73,17 @@ class ReplicaCalls(Protocol):
     async def ask(self, want: Want, operation: bytes) -> bytes:
         """Ask the replica that such a request would go to."""
 
-    async def ask_all(self, operation: bytes) -> list[bytes]:
-        """Ask every replica, and return the answers of those that gave one."""
+    async def ask_all(
+        self,
+        operation: bytes,
+        *,
+        among: frozenset[ReplicaId] | None = None,
+        known_silent: Collection[ReplicaId] = (),
+    ) -> Answers:
+        """Ask every replica that runs, or those of `among`; return the bytes of each that answers, None for a refusal.
+
+        Each has its own time. Replicas of `known_silent` alone keep the answers of the others for a moment only.
+        """
 
 
 class HandleTransport:
@@ -96,6 +105,7 @@ class HandleTransport:
 
     async def start(self, receiver: FrameReceiver) -> None:
         self._receiver = receiver
+        self._replicas = CalledReplicas(self._ask_all, self._spawn, receiver)
         try:
             frame = decode_frame(await self._calls.ready())
         except Unavailable as error:
@@ -128,7 +138,7 @@ class HandleTransport:
                 if (found := self._courses.get(index)) is not None:
                     found.abort(reason)
             case GetStats():
-                self._spawn(self._refresh())
+                self._spawn(self._replicas.refresh())
             case GetAdapterText(number, ref):
                 task = self._texts[number] = self._spawn(self._ask_text(number, ref, encode(operation)))
                 task.add_done_callback(lambda _: self._texts.pop(number, None))
@@ -136,7 +146,7 @@ class HandleTransport:
                 if (asked := self._texts.get(number)) is not None:
                     asked.cancel()
             case ManageAdapter() | GetAdapters():
-                self._spawn(self._ask_adapters(operation))
+                self._spawn(self._replicas.ask(operation))
             case _:
                 raise AssertionError(f"not an operation of a running engine: {operation}")
 
@@ -206,23 +216,10 @@ class HandleTransport:
     async def _beat(self) -> None:
         while True:
             try:
-                await self._refresh()
+                await self._replicas.refresh()
             except Exception:  # the beats must go on after any error: replicas end the requests of a silent edge
                 log.exception("fleet.beat_failed")
             await asyncio.sleep(BEAT_S)
-
-    async def _refresh(self) -> None:
-        frames = await self._every(encode(GetStats()))
-        updates = [frame for frame in frames if isinstance(frame, StatsUpdate)]
-        if updates:
-            lost = sum(update.lost_log_lines for update in updates)
-            self._receiver.receive(StatsUpdate(merged_stats([update.stats for update in updates]), lost))
-
-    async def _ask_adapters(self, question: ManageAdapter | GetAdapters) -> None:
-        frames = await self._every(encode(question))
-        named = ((f"replica {number}", frame) for number, frame in enumerate(frames, 1))  # the calls tell no names
-        replies = [(name, frame) for name, frame in named if isinstance(frame, AdapterReply)]
-        self._receiver.receive(merged_answer(question, replies))
 
     async def _ask_text(self, number: int, ref: AdapterRef, operation: bytes) -> None:
         reply: Frame
@@ -240,15 +237,17 @@ class HandleTransport:
             reply = AdapterTextReply(number, NO_WORDS, Failure.of(EngineFault(FAULT)))
         self._receiver.receive(reply)
 
-    async def _every(self, operation: bytes) -> list[Frame]:
+    async def _ask_all(
+        self, operation: bytes, *, among: frozenset[ReplicaId] | None, known_silent: Collection[ReplicaId]
+    ) -> Answers | None:
         try:
             with _cancelled_calls():
-                return [decode_frame(data) for data in await self._calls.ask_all(operation)]
+                return await self._calls.ask_all(operation, among=among, known_silent=known_silent)
         except ManyloraError as error:
             log.info("fleet.no_answer error=%s", error.message)
         except Exception:  # as in `_carry`
             log.exception("fleet.call_broken")
-        return []
+        return None
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` outside the caller's context.

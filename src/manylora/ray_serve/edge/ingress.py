@@ -18,7 +18,7 @@ from manylora.ray_serve.edge.announcing import log_announce
 from manylora.ray_serve.edge.asgi import IngressApp
 from manylora.ray_serve.edge.following import follow
 from manylora.ray_serve.edge.handle_transport import HandleTransport
-from manylora.ray_serve.edge.serve_handles import ServeCalls
+from manylora.ray_serve.edge.serve_handles import CARRIER_ERRORS, ServeCalls
 from manylora.server.app.control_session import ControlSession
 from manylora.server.app.run import EdgeClient, close_clients, start_application
 from manylora.server.app.starting import StartingApp
@@ -72,7 +72,7 @@ class Edge:
         if base.ray.mode == "handle":
             return HandleTransport(calls, base)
         replicas = ListedReplicas()
-        self._following.append(asyncio.create_task(follow(handle, replicas, base.ray.signal_s)))
+        self._following.append(asyncio.create_task(follow(handle, replicas, base.ray.signal_s, CARRIER_ERRORS)))
         wake = None if base.ray.least_engines else calls.ready  # a call without a replica makes Serve start one
         return FleetTransport(base, replicas, on_progress=log.info, wake=wake)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 
 from grpc import RpcError
 from ray.exceptions import RayError, RayTaskError
@@ -12,14 +12,16 @@ from ray.serve.handle import DeploymentHandle
 from manylora.cluster.signals import want_text
 from manylora.cluster.views import Want
 from manylora.errors import ManyloraError, Overloaded, Unavailable
+from manylora.ids import ReplicaId
+from manylora.ray_serve.each_replica import Answers, ask_each, running
 from manylora.ray_serve.edge.handle_transport import LOST
 
 log = logging.getLogger(__name__)
 
 CARRIER_ERRORS = (RayError, RayServeException, RpcError)
 """The errors of a call that is lost or refused on its way, by any of the carriers that Serve may use."""
-ASK_WAIT_S = 15.0
-"""Seconds for the answers of all replicas; a replica that is slower is left out of this round."""
+ASK_WAIT_S = 10.0
+"""Seconds for the answer of each replica to a question to all of them: less than the client of the edge waits."""
 
 
 class ServeCalls:
@@ -69,17 +71,20 @@ class ServeCalls:
             raise own_error(error) from error
         return frame
 
-    async def ask_all(self, operation: bytes) -> list[bytes]:
-        """Ask every replica, and return the answers of those that gave one."""
-        response = self._handle.broadcast("ask", self._edge, operation)
+    async def ask_all(
+        self,
+        operation: bytes,
+        *,
+        among: frozenset[ReplicaId] | None = None,
+        known_silent: Collection[ReplicaId] = (),
+    ) -> Answers:
+        """As `ReplicaCalls.ask_all`."""
+        question = ("answer", self._edge, operation, among)
         try:
-            async with asyncio.timeout(ASK_WAIT_S):
-                results = await response.results_async(return_exceptions=True)
-        except TimeoutError:
-            return []
+            return await ask_each(self._handle, *question, within_s=ASK_WAIT_S, known_silent=known_silent)
         except CARRIER_ERRORS as error:
-            raise own_error(error) from error
-        return [each for each in results if isinstance(each, bytes)]
+            log.info("fleet.no_answer error=%s", str(error).partition("\n")[0])
+            return Answers(silent=tuple(sorted(running(self._handle))))
 
 
 def own_error(error: Exception) -> ManyloraError:

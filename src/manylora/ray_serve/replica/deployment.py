@@ -13,8 +13,11 @@ from ray.util import get_node_ip_address
 from manylora.clock import SystemClock
 from manylora.cluster.signals import Signal
 from manylora.config.settings import Config
+from manylora.errors import ManyloraError
+from manylora.ids import ReplicaId
 from manylora.ray_serve.replica.direct import DirectReplica
 from manylora.ray_serve.replica.engine import ReplicaEngine
+from manylora.ray_serve.replica.observing import observe_on
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.process.transport import ProcessTransport
 from manylora.system.log_lines import configure_logs
@@ -92,7 +95,7 @@ class EngineReplica:
             client = EngineClient(self._transport, clock=clock)
             self._engine = ReplicaEngine(client, clock, coalesce_s=config.ray.coalesce_ms / 1000)
         await self._engine.start()
-        self._observing = asyncio.create_task(self._observe())
+        self._observing = asyncio.create_task(observe_on(self._engine, OBSERVE_S))
 
     async def ready(self) -> bytes:
         """Return the frame `EngineReady`."""
@@ -111,15 +114,28 @@ class EngineReplica:
         """As `ReplicaEngine.ask`."""
         return await self._engine.ask(edge, operation)
 
-    async def signal(self) -> dict[str, Any]:
-        """Return the replica's state for edges that reach it directly."""
-        return self._engine.signal().values()
+    async def answer(
+        self, edge: str, operation: bytes, among: frozenset[ReplicaId] | None
+    ) -> tuple[ReplicaId, bytes | None]:
+        """Answer a question of an edge to all replicas, or to those of `among`. None: it is for others, or refused."""
+        name = _own_name()
+        if among is not None and name not in among:
+            return name, None
+        try:
+            return name, await self._engine.ask(edge, operation)
+        except ManyloraError as error:
+            log.info("replica.no_answer error=%s", error.message)
+            return name, None
 
-    async def report(self) -> dict[str, Any]:
+    async def signal(self) -> tuple[ReplicaId, dict[str, Any]]:
+        """Return the replica's state for edges that reach it directly."""
+        return _own_name(), self._engine.signal().values()
+
+    async def report(self) -> tuple[ReplicaId, dict[str, Any]]:
         """Return the replica's state for operators, with the ids of its processes."""
-        name = serve.get_replica_context().replica_id.unique_id
+        name = _own_name()
         pids = {"pid": os.getpid(), "engine_pid": self._transport.worker_pid}
-        return {"replica": name, **self._engine.report(), **pids}
+        return name, {"replica": name, **self._engine.report(), **pids}
 
     def record_routing_stats(self) -> dict[str, Any]:
         """Return the signal for routers; Serve calls it every `ray.signal_s` seconds."""
@@ -138,7 +154,7 @@ class EngineReplica:
         self._observing.cancel()
         await self._engine.close()
 
-    async def _observe(self) -> None:
-        while True:
-            await self._engine.observe()
-            await asyncio.sleep(OBSERVE_S)
+
+def _own_name() -> ReplicaId:
+    """Return the name by which Serve's router knows this replica."""
+    return ReplicaId(serve.get_replica_context().replica_id.unique_id)

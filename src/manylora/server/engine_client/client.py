@@ -83,6 +83,7 @@ class EngineHealth:
     stalled_s         seconds since the engine's last progress, while it has work
     loader_stalled_s  seconds since the adapter loader's last answer, while requests wait for it
     lost_log_lines    log lines that engine processes could not write since this client's start
+    silent            the replicas of a fleet that did not answer, as of its last numbers
     """
 
     is_up: bool
@@ -90,6 +91,7 @@ class EngineHealth:
     stalled_s: float
     loader_stalled_s: float
     lost_log_lines: int = 0
+    silent: tuple[str, ...] = ()
 
 
 class EngineClient:
@@ -108,6 +110,7 @@ class EngineClient:
         self._on_finished: OnFinished | None = None
         self._lost_log_lines = 0  # of earlier engines
         self._lost_of_this_engine = 0
+        self._silent: tuple[str, ...] = ()
         self.num_frames = 0  # of every kind, by this engine and earlier ones
         self._fresh_stats = asyncio.Event()
         self._adapter_replies: PendingReplies[AdapterReply] = PendingReplies()
@@ -254,6 +257,7 @@ class EngineClient:
             stalled_s=self._monitor.stalled_s(in_flight),
             loader_stalled_s=self._monitor.loader_stalled_s(in_flight),
             lost_log_lines=self._lost_log_lines + self._lost_of_this_engine,
+            silent=self._silent,
         )
 
     # ── calls of the transport ───────────────────────────────────────────────────────────────────────────────────
@@ -266,9 +270,9 @@ class EngineClient:
             case StepFrame():
                 self._monitor.moved_s = now_s
                 return self._take_step(self._streams.live_part(frame))
-            case StatsUpdate(stats, lost_log_lines):
+            case StatsUpdate(stats, lost_log_lines, silent):
                 self._monitor.note(stats)
-                self._lost_of_this_engine = lost_log_lines
+                self._lost_of_this_engine, self._silent = lost_log_lines, silent
                 self._fresh_stats.set()
             case AdapterReply(number):
                 self._adapter_replies.resolve(number, frame)

@@ -169,10 +169,12 @@ class StatsUpdate(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The engine's numbers, about once a second while there is work, and as the reply to `GetStats`.
 
     lost_log_lines  log lines that the engine process could not write since its start
+    silent          the replicas of a fleet that did not answer, and whose numbers are missing
     """
 
     stats: EngineStats
     lost_log_lines: int = 0
+    silent: tuple[str, ...] = ()
 
 
 class AdapterReply(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -363,6 +363,13 @@ MANYLORA_METRICS = (
         stat="dead_ends",
     ),
     Metric(
+        name="manylora_replica_silent",
+        kind=MetricKind.GAUGE,
+        unit="replicas",
+        help="1 for each replica of a fleet that did not answer, by its name; for others than operators their number",
+        labels=("replica",),
+    ),
+    Metric(
         name="manylora_ranks_up",
         kind=MetricKind.GAUGE,
         unit="ranks",

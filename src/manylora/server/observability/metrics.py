@@ -28,6 +28,7 @@ from manylora.server.observability.metric_table import (
 SECOND_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 Labelled = Mapping[str, Mapping[tuple[str, ...], float]]
 TOKEN_BUCKETS = tuple(2.0**power for power in range(18))
+OTHER_REPLICAS = "other"
 BaseStats = Mapping[str, EngineStats | None]
 """The numbers of the engine of each base, by the base's name; None before an engine's first."""
 
@@ -38,8 +39,9 @@ class EdgeNow:
 
     in_flight       number of admitted sequences
     is_up           whether the engine of each base takes requests
-    shows_private   whether the reader may see the names of private adapters
+    shows_private   whether the reader may see the names of private adapters, and of replicas
     lost_log_lines  log lines that the edge and its engines could not write
+    silent          the replicas of fleets that did not answer
     labelled        values of the metrics with labels that another part of the edge counts, by name and labels
     """
 
@@ -47,6 +49,7 @@ class EdgeNow:
     is_up: Mapping[str, bool]
     shows_private: bool
     lost_log_lines: int = 0
+    silent: Sequence[str] = ()
     labelled: "Labelled" = field(default_factory=dict)
 
 
@@ -164,6 +167,10 @@ class Meters:
         self._totals.shown = None if now.shows_private else self._public
         self._totals.set("manylora_log_lines_lost", now.lost_log_lines)
         self._gauges["manylora_in_flight"].set(now.in_flight)
+        silent = self._gauges["manylora_replica_silent"]
+        silent.clear()  # those that have answered since
+        for replica in now.silent:
+            silent.labels(replica if now.shows_private else OTHER_REPLICAS).inc()
         for base, is_up in now.is_up.items():
             gauge = self._gauges["manylora_engine_up"]
             (gauge.labels(base) if self._has_bases else gauge).set(is_up)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fastapi import APIRouter
 
 from manylora.adapter_ref import AdapterRef, SourceName, is_registry_id
-from manylora.adapter_state import AdapterAction, AdapterInfo, AdapterState, is_over
+from manylora.adapter_state import LASTING_ACTIONS, AdapterAction, AdapterInfo, AdapterState, is_over
 from manylora.clock import Clock
 from manylora.config.groups.server import ServerConfig
 from manylora.errors import (
@@ -161,6 +161,7 @@ class AdapterRoutes:
         if failure is not None:
             raise failure
         bases = tuple(base for base in bases if base.name in infos)
+        silent = sorted(name for info in infos.values() for name in info.silent)  # of this act, whatever comes after
         end_s, look_s = context.clock.monotonic_s() + wait_s, FIRST_LOOK_S
         while (going_on := [base for base in bases if not is_over(action, infos[base.name])]) and (
             left_s := end_s - context.clock.monotonic_s()
@@ -170,7 +171,8 @@ class AdapterRoutes:
             for base in going_on:
                 infos[base.name] = await self._looked_after(base, ref, is_delete=is_delete)
         info = infos[going_on[0].name if going_on else bases[0].name]
-        await context.reply(info, status=BEGUN if going_on else DONE)
+        is_open = going_on or (silent and action in LASTING_ACTIONS)
+        await context.reply(replace(info, silent=tuple(silent)), status=BEGUN if is_open else DONE)
 
     async def _looked_after(self, base: ModelHandle, ref: AdapterRef, *, is_delete: bool) -> AdapterInfo:
         """Return the state of an adapter after an act. A deleted one is unknown in the end."""

@@ -162,6 +162,7 @@ class FactRoutes:
             is_up={name: health.is_up for name, health in healths.items()},
             shows_private=is_operator(context, is_open=self._settings.admin_open),
             lost_log_lines=lost_lines() + sum(health.lost_log_lines for health in healths.values()),
+            silent=[name for health in healths.values() for name in health.silent],
             labelled=self._labelled(),
         )
         wants_json = "application/json" in (context.header("accept") or "")
