@@ -24,10 +24,12 @@ from tests.cli.remote.verbs import command_of
 from tests.support.durations import listed
 from tests.support.paths import ROOT
 
+IS_CI = os.environ.get("CI", "").lower() in ("1", "true")
 # No test asserts a time: the first example of a property may compile a kernel or share the machine with another run.
 UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}  # of several types
-settings.register_profile("few", **UNTIMED, max_examples=30)
-settings.register_profile("many", **UNTIMED, max_examples=100)
+# A change is judged by the same examples each time; every other run draws new ones.
+settings.register_profile("few", **UNTIMED, derandomize=IS_CI, max_examples=30)
+settings.register_profile("many", **UNTIMED, derandomize=IS_CI, max_examples=100)
 settings.load_profile("few")
 
 # Processes of ours import nothing from the working directory; some of the engines that tests start are in `tests`.
@@ -46,7 +48,6 @@ os.environ["TRITON_INTERPRET"] = "1"
 CLIENTS = "tests/clients"
 WITH_SERVERS = {"bench", "cli", "clients", "integration", "upgrades"}
 """Folders whose tests start servers, or processes of the command."""
-IS_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
