@@ -55,7 +55,7 @@ def main() -> None:
         nearest(records),
         crowds(records, pictures),
     ]
-    parts += [deaths(records, pictures), sizes(records), sweeps(records), million(), LIMITS]
+    parts += [deaths(records, pictures), sizes(records), sweeps(records), million(), limits(records)]
     (options.docs / "scale.md").write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -80,13 +80,36 @@ LIMITS = """## Limits
   that past. A fleet that starts empty pays every first load from the store, under any policy.
 - The load-share baseline is a re-implementation from a description; its inner router is the least busy replica.
 - Popularity stands still but for the crowd. Prompts share no prefix. Messages take no time; a death is seen at once.
-- With a flat demand (Zipf 0.6) the fleet's policy has 1.4 times the hits of load share, and a 99th percentile several
-  times as high: running requests for adapters without a place share the quarter of a bank that pins leave free.
+- With a flat demand (Zipf 0.6) the fleet's policy has {flat_hits:.1f} times the hits of load share, and {flat_p99:.1f}
+  times its 99th percentile: running requests for adapters without a place share the quarter of a bank that pins leave
+  free.
 - Lengths are those of the workload, without spread, unless a table says so.
 - Fleets of hundreds of replicas, a million adapters and a day's swing were not simulated: only the ranking was measured
-  with a thousand replicas. On paper (Zipf 1, `card`), the banks of 100 replicas hold adapters with 0.874 of the
-  requests for 100,000 adapters, and with 0.735 of those for a million; the banks of 1,000 replicas with 0.895 of these.
+  with a thousand replicas. On paper (Zipf 1, `card`), the banks of 100 replicas hold adapters with {hundred:.3f} of the
+  requests for 100,000 adapters, and with {million:.3f} of those for a million; the banks of 1,000 replicas with
+  {thousand:.3f} of these.
 """
+
+
+def limits(records: Record) -> str:
+    """Return the page's last part, with the shares that its results and the catalogue give."""
+    return LIMITS.format(
+        flat_hits=_own_ratio(records["size-flat"], "hits_device"),
+        flat_p99=_own_ratio(records["size-flat"], "first_p99_ms"),
+        hundred=ceiling(100_000, 1.0, 100),
+        million=ceiling(1_000_000, 1.0, 100),
+        thousand=ceiling(1_000_000, 1.0, 1000),
+    )
+
+
+def _own_ratio(record: Record, key: str) -> float:
+    """Return the fleet's figure ÷ that of load share, each the upper median of its seeds."""
+    found = [
+        sorted(each[key] for each in record["sizes"] if each["policy"] == policy)
+        for policy in (OWN, "load share + min-cost flow")
+    ]
+    own, other = (values[len(values) // 2] for values in found)
+    return float(own / other)
 
 
 def goals(records: Record) -> str:
