@@ -84,10 +84,10 @@ LIMITS = """## Limits
   times its 99th percentile: running requests for adapters without a place share the quarter of a bank that pins leave
   free.
 - Lengths are those of the workload, without spread, unless a table says so.
-- Fleets of hundreds of replicas, a million adapters and a day's swing were not simulated: only the ranking was measured
-  with a thousand replicas. On paper (Zipf 1, `card`), the banks of 100 replicas hold adapters with {hundred:.3f} of the
-  requests for 100,000 adapters, and with {million:.3f} of those for a million; the banks of 1,000 replicas with
-  {thousand:.3f} of these.
+- A fleet of 100 replicas with 100,000 adapters was simulated with one seed, under the fleet's policy alone; fleets of
+  1,000 replicas, a million adapters and a day's swing were not. The ranking was measured with 1,000 replicas.
+- On paper (Zipf 1, `card`), the banks of 100 replicas hold adapters with {hundred:.3f} of the requests for 100,000
+  adapters, and with {million:.3f} of those for a million; the banks of 1,000 replicas with {thousand:.3f} of these.
 """
 
 
