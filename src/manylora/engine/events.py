@@ -141,7 +141,6 @@ class GrammarStats:
     dropped_quota: int = 0
     dropped_age: int = 0
     dropped_room: int = 0
-    dropped_closed: int = 0
 
 
 NO_GRAMMARS = GrammarStats()

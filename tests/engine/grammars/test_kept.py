@@ -58,9 +58,9 @@ def test_a_grammar_of_two_flows_counts_for_each_and_goes_with_the_last() -> None
     kept.add("y", "y", 60, [B])
     assert kept.held(B) == ("y",)
     assert kept.held(A) == ("x",)
-    kept.forget(A)
+    kept.add("z", "z", 60, [A])
     assert "x" not in kept
-    assert kept.num_bytes == 60
+    assert kept.num_bytes == 120
 
 
 def test_what_is_in_use_stays_and_fills_the_quota() -> None:
@@ -97,19 +97,6 @@ def test_a_grammar_without_a_use_goes_after_its_time() -> None:
     assert kept.dropped == {"age": 2}
 
 
-def test_a_forgotten_flow_keeps_what_it_uses_until_the_end_of_the_use() -> None:
-    kept, _ = kept_of()
-    kept.begin("x", A)
-    kept.add("x", "x", 1, [A])
-    kept.add("y", "y", 1, [A])
-    kept.forget(A)
-    assert kept.held(A) == ("x",)
-    kept.end("x", A)
-    assert len(kept) == 0
-    kept.add("x", "x", 1, [A])
-    assert kept.held(A) == ("x",), "a flow that comes back is like any other"
-
-
 def test_all_flows_together_have_a_limit_that_the_largest_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("manylora.engine.grammars.kept.MAX_KEPT_BYTES", 150)
     kept, _ = kept_of()
@@ -128,7 +115,7 @@ def test_all_flows_together_have_a_limit_that_the_largest_pays(monkeypatch: pyte
 KEYS = "uvwxyz"
 SIZES = {key: 7 * index + 5 for index, key in enumerate(KEYS)}
 ACTS = st.tuples(
-    st.sampled_from([*["add", "use", "begin"] * 3, "end", "forget", "wait", "trim"]),
+    st.sampled_from([*["add", "use", "begin"] * 3, "end", "wait", "trim"]),
     st.sampled_from(KEYS),
     st.sampled_from(FLOWS[:2]),
 )
@@ -155,9 +142,6 @@ def test_no_flow_holds_more_than_its_quota_and_what_it_uses(acts: list[tuple[str
         elif act == "end" and uses[key, flow]:
             uses[key, flow] -= 1
             kept.end(key, flow)
-        elif act == "forget":
-            kept.forget(flow)
-            assert kept.held(flow) == tuple(before[flow])
         elif act == "wait":
             clock.advance(30.0)
         else:
@@ -172,6 +156,6 @@ def test_no_flow_holds_more_than_its_quota_and_what_it_uses(acts: list[tuple[str
     for (key, flow), count in list(uses.items()):
         for _ in range(count):
             kept.end(key, flow)
-    for flow in FLOWS:
-        kept.forget(flow)
+    clock.advance(QUOTA.ttl_s + TRIM_S)
+    kept.trim_old()
     assert (len(kept), kept.num_bytes) == (0, 0)

@@ -192,10 +192,6 @@ class GrammarCompiler:
         """Note that a flow's sequence with a matcher has ended."""
         self._kept.end(key, flow)
 
-    def forget(self, flow: Flow) -> None:
-        """Drop all compiled grammars of a flow, those in use at the end of their use."""
-        self._kept.forget(flow)
-
     def tend(self) -> None:
         """Drop grammars that no request has used for long."""
         self._kept.trim_old()

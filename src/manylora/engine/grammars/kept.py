@@ -51,7 +51,6 @@ class KeptGrammars(Generic[Key, Grammar]):
         self._uses: Counter[tuple[Key, Flow]] = Counter()
         self._num_used: Counter[Flow] = Counter()  # of the grammars that a flow holds, those in use
         self._used_bytes: Counter[Flow] = Counter()
-        self._leaving: set[Flow] = set()  # flows that lose each grammar once it is not in use
         self._next_trim_s = 0.0
         self.num_bytes = 0  # of all grammars, each counted once
         self.dropped: Counter[str] = Counter()  # grammars that a flow lost, by reason
@@ -92,8 +91,6 @@ class KeptGrammars(Generic[Key, Grammar]):
         del self._uses[key, flow]
         if key in self._holdings.get(flow, ()):
             self._count_used(key, flow, -1)
-            if flow in self._leaving:
-                self._release(flow, key, "closed")
         self._trim_flow(flow)
         self._trim_all()
 
@@ -116,14 +113,6 @@ class KeptGrammars(Generic[Key, Grammar]):
         self._hold(key, flow)
         self._trim_flow(flow)
         return found
-
-    def forget(self, flow: Flow) -> None:
-        """Drop the grammars of a flow, those in use at the end of their use."""
-        self._leaving.add(flow)
-        while self._release_oldest(flow, "closed"):
-            pass
-        if flow not in self._holdings:
-            self._leaving.discard(flow)
 
     def trim_old(self) -> None:
         """Drop what no request has used for too long; looks about once a second."""
@@ -191,7 +180,6 @@ class KeptGrammars(Generic[Key, Grammar]):
         self._held_bytes[flow] -= self._bytes[key]
         if not held:
             del self._holdings[flow], self._held_bytes[flow]
-            self._leaving.discard(flow)
         self.dropped[reason] += 1
         self._num_holders[key] -= 1
         if not self._num_holders[key]:
