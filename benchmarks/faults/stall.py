@@ -165,12 +165,19 @@ def _upload(storage: S3Server, link: Proxy, base: Path, spec: ModelSpec, scratch
     return names
 
 
-def visit(url: str, targets: Sequence[Fields], vocab: int, sends_s: Sequence[float]) -> Seen:
-    """Run the streams, and send each target's request so many seconds after they are under way."""
-    return asyncio.run(_visit(url, targets, vocab, sends_s))
+def visit(
+    url: str, targets: Sequence[Fields], vocab: int, sends_s: Sequence[float], *, beside: Sequence[Fields] = ()
+) -> Seen:
+    """Run the streams, and send each target's request so many seconds after they are under way.
+
+    Args:  beside  further requests, sent with the first ones, which may be refused
+    """
+    return asyncio.run(_visit(url, targets, vocab, sends_s, beside))
 
 
-async def _visit(url: str, targets: Sequence[Fields], vocab: int, sends_s: Sequence[float]) -> Seen:
+async def _visit(
+    url: str, targets: Sequence[Fields], vocab: int, sends_s: Sequence[float], beside: Sequence[Fields]
+) -> Seen:
     clock, source = SystemClock(), Random()
     running: list[Answer] = []
 
@@ -193,7 +200,8 @@ async def _visit(url: str, targets: Sequence[Fields], vocab: int, sends_s: Seque
     begun_s = clock.monotonic_s()
     visits: list[list[Answer]] = [[] for _ in targets]
     await asyncio.gather(
-        *(read(target, 100, 10, own, at) for target, own, at in zip(targets, visits, sends_s, strict=True))
+        *(read(target, 100, 10, own, at) for target, own, at in zip(targets, visits, sends_s, strict=True)),
+        *(read(target, 100, 10, []) for target in beside),
     )
     ended_s = clock.monotonic_s()
     for stream in streams:

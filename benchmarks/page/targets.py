@@ -273,6 +273,13 @@ TARGETS = (
         is_least=False,
     ),
     Target(
+        "G1",
+        "the same while 32 hostile schemas come beside 32 requests without one, ÷ those requests alone",
+        1.2,
+        spread_at("structured-stall-hostile", "ratio", low="low", high="high"),
+        is_least=False,
+    ),
+    Target(
         "G2",
         "a step's wait for the mask of a row, computed and applied, 99th percentile",
         100,
