@@ -72,6 +72,8 @@ def test_a_closed_connection_aborts_the_request(tmp_path: Path) -> None:
             leaving.stream("POST", "/generate_stream", json={"inputs": "HOLD"}) as reply,
         ):
             assert next(reply.iter_raw()).startswith(b"data: ")
+        # While the first is in flight, the second may leave before it is admitted, and is not counted then.
+        wait_for(lambda: 'reason="disconnect"} 1.0' in client.get("/metrics").text)
         with half_sent(client, "/generate") as connection:
             connection.sendall(b'"inputs": "HOLD"'.ljust(97) + b"}")
             wait_for(lambda: "\nmanylora_in_flight 1.0" in client.get("/metrics").text)
