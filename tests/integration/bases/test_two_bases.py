@@ -268,7 +268,8 @@ def test_the_death_of_one_engine_leaves_the_other_serving(server: TwoBases, fold
         wait_for(lambda: "unhealthy" in server.get("/health")["bases"].values())
         [dead] = [base for base, state in server.get("/health")["bases"].items() if state != "ok"]
         [other] = ADAPTERS.keys() - {dead}
-        assert f'manylora_engine_up{{base="{dead}"}} 0.0' in server.text("/metrics")
+        # A probe may fail before the end of the process is noticed.
+        wait_for(lambda: f'manylora_engine_up{{base="{dead}"}} 0.0' in server.text("/metrics"))
         assert server.complete(other, "hello") == replies[other]
         refused = server.post("/v1/completions", {"model": ADAPTERS[dead][0], "prompt": "hello"}, 503)
         assert refused["error"]["code"] == "deployment_unavailable"
