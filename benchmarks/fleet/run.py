@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=0.8, help="share of the best baseline's saturated throughput")
     parser.add_argument("--seeds", type=seeds, default=seeds("0-2"))
     parser.add_argument("--sweep", type=Path, help="the result of a sweep, whose best settings are compared")
+    parser.add_argument("--own", type=own_setting, help="the fleet's one setting, for another than that of the sweep")
     parser.add_argument("--policies", type=lambda text: text.split(","), default=list(KINDS))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -52,6 +53,12 @@ def main() -> None:
 def seeds(text: str) -> list[int]:
     first, _, last = text.partition("-")
     return list(range(int(first), int(last or first) + 1))
+
+
+def own_setting(text: str) -> Settings:
+    """Return the setting in a text such as `stray=16,copy_share=0.05`. Raises ValueError for one without a number."""
+    pairs = (each.partition("=") for each in text.split(","))
+    return {name: json.loads(value) for name, _, value in pairs}
 
 
 def merged(before: Record, after: Record) -> Record:
@@ -110,7 +117,7 @@ def run_compare(options: argparse.Namespace) -> Record:
     runs: Record = {}
     for name in options.policies:
         chosen = (
-            {"own": found.get("own", {})}
+            {"own": options.own or found.get("own", {})}
             if name == OWN
             else {key: best(baselines[name], key) for key in ("hits_device", "first_p99_ms")}
         )
@@ -205,7 +212,9 @@ def settings_of(options: argparse.Namespace, name: str) -> Settings:
     if not options.sweep:
         return {}
     found = json.loads(options.sweep.read_text("utf-8"))
-    settings: Settings = found.get("own", {}) if name == OWN else best(found["tried"][name], "hits_device")
+    settings: Settings = (
+        (options.own or found.get("own", {})) if name == OWN else best(found["tried"][name], "hits_device")
+    )
     return settings
 
 

@@ -1,7 +1,10 @@
 """The simulation of a fleet: known queues, conserved requests, and true tiers."""
 
+import argparse
+import json
 from dataclasses import replace
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from benchmarks.fleet.load_share import LoadShare
 from benchmarks.fleet.min_cost_flow import Assignment
 from benchmarks.fleet.policy import Policy
 from benchmarks.fleet.profile import Profile, card, cpu
+from benchmarks.fleet.run import own_setting, run_compare
 from benchmarks.fleet.traffic import Crowd, Traffic, catalogue, traffic
 from benchmarks.fleet.world import World
 from numpy.typing import NDArray
@@ -148,3 +152,24 @@ def test_the_measured_profile_is_of_the_result_files() -> None:
     profile = cpu()
     assert 0.2 < profile.request_s < 0.5
     assert all(value > 0 for value in (profile.step_s, profile.decode_row_s, profile.prompt_row_s))
+
+
+def test_a_comparison_runs_the_setting_of_the_command_line(tmp_path: Path) -> None:
+    found = {"own": {"stray": 2.0}, "tried": {"random": [{"settings": {}, "saturated": 300.0}]}}
+    (tmp_path / "sweep.json").write_text(json.dumps(found), encoding="utf-8")
+    options = argparse.Namespace(
+        profile="card",
+        replicas=2,
+        adapters=50,
+        zipf=1.0,
+        spread=0.0,
+        requests=40,
+        load=0.1,
+        seeds=[0],
+        sweep=tmp_path / "sweep.json",
+        own=own_setting("stray=16,copy_share=0.05,spares=2"),
+        policies=["manylora"],
+    )
+    assert run_compare(options)["runs"]["manylora|own|0"]["settings"] == {"stray": 16, "copy_share": 0.05, "spares": 2}
+    options.own = None
+    assert run_compare(options)["runs"]["manylora|own|0"]["settings"] == {"stray": 2.0}
