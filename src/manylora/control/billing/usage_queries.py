@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, and_, case, func, literal_column, or_, select
+from sqlalchemy import ColumnElement, RowMapping, String, and_, case, func, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from manylora.control.billing.invoices import requests_of
@@ -14,7 +14,8 @@ from manylora.control.storage.tables import ledger
 from manylora.errors import InvalidParameter
 
 GROUPS = ("tenant", "base", "adapter", "key", "price")
-"""Columns that group sums; `day` is in the zone of the call, `price` is the version of the base's price."""
+"""Columns that group sums; `day` is in the zone of the call, `price` is the version of the base's price, and `adapter`
+the name by which the tenant calls it."""
 NUMBERS = ("day", "price")
 """The numeric columns among them."""
 COUNTS = (
@@ -156,9 +157,19 @@ def _column(group: str) -> ColumnElement[Any]:
         return _day_column([(0, 0)])
     if group == "price":
         return ledger.c.price_version
+    if group == "adapter":
+        return _called()
     if group in GROUPS:
         return ledger.c[group]
     raise InvalidParameter(f"`by` must be of {', '.join((*GROUPS, 'day'))}. Given: {group[:40]!r}", parameter="by")
+
+
+def _called() -> ColumnElement[str]:
+    """Return the adapter's name as the tenant calls it, by the rule of `called_adapter`: after another owner's name."""
+    owner, adapter = ledger.c.adapter_owner, ledger.c.adapter
+    comma, slash = (literal_column(f"'{sign}'", String) for sign in ",/")
+    foreign = owner + slash + func.replace(adapter, comma, comma + owner + slash)
+    return case((or_(owner.is_(None), owner == ledger.c.tenant), adapter), else_=foreign)
 
 
 def _day_column(offsets: Sequence[tuple[int, int]]) -> ColumnElement[int]:
