@@ -1,6 +1,7 @@
 """Adapters: repositories with their versions and ingest reports, uploads in resumable parts, aliases and deletions."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,14 +36,16 @@ async def adapters(page: OwnPage) -> Response:
     own = {repo["name"]: _used_names(repo) for repo in listed if repo["owner"] == page.visitor.tenant}
     names = [name for some in own.values() for name in some]
     states = await states_of(page.api, page.visitor, page.visitor.tenant, names)
-    repos = [
-        {
-            **repo,
-            "hits": sum(n for name, n in hits.items() if name.partition("/")[0] == repo["name"]),
-            "place": together(states[name] for name in own.get(repo["name"], ()) if name in states),
-        }
-        for repo in listed
-    ]
+    repos = []
+    for repo in listed:
+        called = _called(page, repo["owner"], repo["name"])
+        repos.append(
+            {
+                **repo,
+                "hits": sum(requests for name, requests in hits.items() if name.rpartition("/")[0] == called),
+                "place": together(states[name] for name in own.get(called, ()) if name in states),
+            }
+        )
     return page.render("adapters.html", repos=repos, after=found["data"]["after"], error="")
 
 
@@ -146,13 +149,14 @@ async def shown_repository(page: ConsolePage, owner: str, repo: str, *, error: s
         alias: {"weights": {str(tag): WHOLE}, "sticky": None, "shadow": None} for alias, tag in found["aliases"].items()
     }
     names = [f"{found['name']}/{each['tag']}" for each in reversed(found["versions"])]
+    hits, called = await _hits(page), _called(page, owner, found["name"])
     return page.render(
         "repository.html",
         status=400 if error else 200,
         repo=found,
         rules=plain | found.get("rollouts", {}),
         shared_out=[each["tag"] for each in reversed(found["versions"]) if not each["archived"]][:MOST_ARMS],
-        hits=await _hits(page),
+        hits={tag: hits[f"{called}/{tag}"] for tag in (each["tag"] for each in found["versions"])},
         places=await states_of(page.api, page.visitor, owner, names),
         is_own=owner == page.visitor.tenant,
         is_deletable=owner == page.visitor.tenant or page.visitor.is_operator,
@@ -161,10 +165,18 @@ async def shown_repository(page: ConsolePage, owner: str, repo: str, *, error: s
     )
 
 
-async def _hits(page: ConsolePage) -> dict[str, int]:
-    """Return this month's requests to each adapter, by its name in the ledger."""
+async def _hits(page: ConsolePage) -> Counter[str]:
+    """Return this month's requests to each version by its name in the visitor's usage; merged ones have one each."""
     report = await page.api.get("/v1/account/usage", by="adapter", zone=page.zone)
-    return {row["names"][0]: row["requests"] for row in report["usage"] if row["names"][0]}
+    found = Counter[str]()
+    for row in report["usage"]:
+        found.update(dict.fromkeys((row["names"][0] or "").split(","), row["requests"]))
+    return found
+
+
+def _called(page: ConsolePage, owner: str, repo: str) -> str:
+    """Return a repository's name in the visitor's usage: after its owner's name if that is another tenant."""
+    return repo if owner == page.visitor.tenant else f"{owner}/{repo}"
 
 
 async def _json(page: ConsolePage) -> dict[str, Any]:
