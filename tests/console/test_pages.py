@@ -13,7 +13,6 @@ from tests.console.house import PASSWORD, Browser, ConsoleHouse, in_console, tex
 from tests.control.uploading import PLAIN, base_settings
 
 OPERATORS = ("tenants", "tenants/acme", "prices", "audit", "fleet", "fleet/figures")
-CUSTOMERS = ("", "/keys", "/usage", "/usage.csv", "/billing", "/billing/invoices/2023-11", "/adapters", "/playground")
 
 
 async def upload(browser: Browser, repo: str, alias: str = "") -> str:
@@ -100,18 +99,6 @@ def test_the_operator_s_pages_are_the_operator_s_alone(tmp_path: Path) -> None:
         assert (await browser.get("/console")).status_code == 303
         audit = text_of((await operator.get("/console/operator/audit?tenant=acme")).text)
         assert all(verb in audit for verb in ("suspend", "limit", "grant"))
-
-    in_console(tmp_path, scenario)
-
-
-def test_every_page_of_a_new_tenant_says_what_to_do_next(tmp_path: Path) -> None:
-    async def scenario(house: ConsoleHouse) -> None:
-        browser = house.new_browser()
-        await browser.sign_up("acme")
-        for path in CUSTOMERS:
-            assert (await browser.get(f"/console{path}")).status_code == 200, path
-        for path, command in (("", "curl -s"), ("/usage", "manylora usage"), ("/adapters", "manylora repos upload")):
-            assert command in (await browser.get(f"/console{path}")).text
 
     in_console(tmp_path, scenario)
 

@@ -8,8 +8,6 @@ from manylora.console.page import OwnPage
 from manylora.console.pages.adapters import PassedOn
 from manylora.console.visitors import ROOT
 
-NO_MODELS = "This control plane runs no model. Open the console of one of its servers: their starts print its address."
-
 router = APIRouter(prefix=f"{ROOT}/playground")
 
 
@@ -19,9 +17,12 @@ async def playground(page: OwnPage) -> Response:
     listed = await page.api.ask("GET", "/v1/models", query={"limit": 500})
     models = listed.json.get("data", []) if listed.is_ok else []
     prices = {each["base"]: each for each in (await page.api.get("/v1/prices"))["prices"] if each["is_in_force"]}
-    error = "" if models else NO_MODELS if listed.status == NOT_FOUND else listed.error
+    has_engines = listed.status != NOT_FOUND
+    error = "" if models or not has_engines else listed.error
     command = await page.first_request(has_keys=True)
-    return page.render("playground.html", models=models, prices=prices, command=command, error=error)
+    return page.render(
+        "playground.html", models=models, prices=prices, command=command, has_engines=has_engines, error=error
+    )
 
 
 @router.post("/ask")
