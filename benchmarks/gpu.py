@@ -1,7 +1,9 @@
 """The back end for cards on one card: agreement with float32, then its figures beside the card's own limits, and goals.
 
-    python -m benchmarks.gpu [--device cuda:0] [--minutes 8] [--rounds N] [--json OUT]
-    python -m benchmarks.gpu --dry-run
+    python benchmarks/gpu.py [--device cuda:0] [--minutes 8] [--rounds N] [--json OUT]
+    python benchmarks/gpu.py --dry-run
+
+It runs in a checkout with torch, triton, numpy, safetensors, tokenizers and jinja2; manylora need not be installed.
 
 The limits are measured first: a copy in the card's memory, square matrix products, a copy from locked host memory. Then
 each kernel is compared with torch in float32, in the shapes of a 7B base (`benchmarks/card/cases.py`), and two bases of
@@ -21,12 +23,17 @@ import dataclasses
 import gc
 import itertools
 import os
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+if not __package__:  # run as a file, whose folder is on the path in place of the repository's
+    ROOT = Path(__file__).resolve().parent.parent
+    sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.card.base import Base, fitted
 from benchmarks.card.cases import CARD, DRY, Case, agreement, cases, timing
