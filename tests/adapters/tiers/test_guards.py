@@ -3,6 +3,7 @@
 import inspect
 import mmap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from manylora.adapters.jobs import Ingested, IngestJob
 from manylora.adapters.packing.image import HostImage, ImageFacts
-from manylora.adapters.tiers import device, host, pinned_cache
+from manylora.adapters.tiers import device, disk, host, pinned_cache
 from manylora.adapters.tiers.disk import DiskTier, ingest_rules
 from manylora.adapters.tiers.fakes import ManualReader, TwoMemoryBank
+from manylora.adapters.tiers.image_folder import job_file
 from manylora.adapters.tiers.load_stats import LoadStats
 from manylora.clock import ManualClock
 from manylora.config.groups.adapters import AdaptersConfig
@@ -129,6 +132,29 @@ def test_an_image_fills_no_reservation_of_other_bytes(placed: Placed) -> None:
     with pytest.raises(AssertionError, match=f"image {DIGEST} has {NUM_BYTES} bytes, {NUM_BYTES + 1} were reserved"):
         tier.put(image_of(OWN))
     assert DIGEST not in tier
+
+
+def test_an_image_takes_no_room_on_disk_that_its_load_has_not_reserved(tmp_path: Path) -> None:
+    tier = without_asserts(disk).DiskTier(tmp_path, 4096, dtype="bfloat16", base_fingerprint=TINY.fingerprint)
+    assert tier.reserve(1, 100)
+    (tier.folder / job_file(1)).write_bytes(bytes(100))
+    larger = replace(OWN, body_bytes=5000)
+    job = IngestJob(1, local("a"), "1", "a.1")
+    with pytest.raises(AssertionError, match=f"has {larger.file_bytes} bytes, more than its load reserved"):
+        tier.settle(job, Ingested(1, larger, 1, (), {}))
+    assert tier.facts(DIGEST) is None
+    tier.close()
+
+
+def test_a_file_that_is_erased_counts_until_its_end(tmp_path: Path) -> None:
+    tier = without_asserts(disk).DiskTier(tmp_path, 4096, dtype="bfloat16", base_fingerprint=TINY.fingerprint)
+    assert tier.reserve(1, 100)
+    (tier.folder / job_file(1)).write_bytes(bytes(100))
+    tier._cache.budget_bytes = 50  # less than the load has reserved
+    with pytest.raises(AssertionError, match=r"bytes until it is erased, and they are not free"):
+        tier.condemn_job(1)
+    assert tier.num_erasing == 0
+    tier.close()
 
 
 def test_a_cache_reserves_an_entry_once_and_unpins_it_no_more_often_than_it_was_pinned() -> None:

@@ -143,8 +143,8 @@ class DiskTier:
         elif not self._files.keep_job(job.number, name):
             return done.text_digest == NO_TEXT
         else:
-            has_room = self._cache.reserve(name, done.facts.file_bytes, self._evict)
-            assert has_room, "an image is never larger than the bound reserved for it"
+            if not self._cache.reserve(name, done.facts.file_bytes, self._evict):
+                raise AssertionError(f"{name} has {done.facts.file_bytes} bytes, more than its load reserved")
             self._cache.unpin(name)
             self._add_image(name, done.facts)
         named = NameFile(name, done.text_digest, done.text_bytes)
@@ -232,8 +232,8 @@ class DiskTier:
         self._erasures += 1
         path = self._files.condemn(file, self._erasures)
         if path is not None:
-            has_room = self._cache.reserve(path.name, num_bytes, self._evict)
-            assert has_room, "a condemned file had its room before"
+            if not self._cache.reserve(path.name, num_bytes, self._evict):
+                raise AssertionError(f"{path.name} takes {num_bytes} bytes until it is erased, and they are not free")
             self._erasing.add(path)
         return path
 
