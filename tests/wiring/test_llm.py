@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from manylora.config.settings import Config
 from manylora.engine.engine import Engine
 from manylora.errors import AdapterNotFound, InvalidParameter, ModelNotFound, TaskUnsupported
 from manylora.models.text.grammar import regex_grammar
+from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.wiring.engine import ReportLine, build_engine
 from tests.support.classifiers import make_classifier, oracle_classes, oracle_hidden
@@ -203,6 +205,23 @@ def test_a_closed_model_keeps_no_engine_and_says_that_it_is_closed(
         llm.generate("hello")
     with pytest.raises(ModelNotFound):
         LLM(tmp_path / "nowhere")
+
+
+def test_a_start_that_fails_leaves_neither_its_thread_nor_its_engine_s(
+    base: TinyBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = EngineClient.start
+
+    async def started_and_failed(client: EngineClient) -> None:
+        await start(client)
+        raise ModelNotFound("no such base")
+
+    monkeypatch.setattr(EngineClient, "start", started_and_failed)
+    before = {thread.ident for thread in threading.enumerate()}
+    with pytest.raises(ModelNotFound):
+        LLM(base.directory, settings={"model.cache_dir": str(tmp_path), "model.kernels": "reference"})
+    names = [thread.name for thread in threading.enumerate() if thread.ident not in before]
+    assert [name for name in names if name.startswith("manylora-")] == []
 
 
 def test_the_package_imports_without_torch() -> None:

@@ -156,7 +156,11 @@ class LLM:
         self._thread = threading.Thread(target=self._loop.run_forever, name="manylora-llm", daemon=True)
         self._thread.start()
         self._is_closed = False
-        self._wait(self._client.start())
+        try:
+            self._wait(self._client.start())
+        except BaseException:
+            self.close()  # no caller has this object, so that its thread and its engine would stay
+            raise
 
     def __enter__(self) -> Self:
         return self
