@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from benchmarks.fleet.profile import Profile
 from benchmarks.fleet.replica import Call, Replica
 from benchmarks.fleet.traffic import Catalogue
-from manylora.cluster.homes import keys_of, scores
+from manylora.cluster.homes import first_slots, keys_of, scores
+from manylora.cluster.placement import CHUNK_SCORES
 from manylora.cluster.views import Tier
 
 HEARTBEAT_S = 0.5
@@ -60,8 +61,11 @@ class Policy(ABC):
         expected = self.adapters.shares * requests / len(self.replicas)
         for number, replica in enumerate(self.replicas):
             uses = np.random.default_rng([number, 4]).poisson(expected)
-            for adapter in np.flatnonzero(uses)[::-1].tolist():
-                replica.seed(self.names[adapter], int(self.adapters.num_bytes[adapter]), int(uses[adapter]), nearest)
+            seen = np.flatnonzero(uses)[::-1]
+            for adapter, num_bytes, times in zip(
+                seen.tolist(), self.adapters.num_bytes[seen].tolist(), uses[seen].tolist(), strict=True
+            ):
+                replica.seed(self.names[adapter], num_bytes, times, nearest)
 
     def seed_at(self, requests: int, places: Sequence[Sequence[int]]) -> None:
         """Fill the tiers of each adapter's own places, the most wanted adapters last."""
@@ -79,9 +83,9 @@ class Policy(ABC):
         uses = self.rng.poisson(self.adapters.shares * requests)
         replicas = keys_of([str(replica.name) for replica in self.replicas])
         seen = np.flatnonzero(uses)[::-1]
-        for chunk in np.array_split(seen, 1 + len(seen) // 10_000):
+        for chunk in np.array_split(seen, 1 + len(seen) * len(replicas) // CHUNK_SCORES):
             keys = keys_of([self.names[adapter] for adapter in chunk.tolist()])
-            orders = np.argsort(-scores(keys[:, None], replicas), axis=1)[:, :first]
+            orders = first_slots(scores(keys[:, None], replicas), first)
             for adapter, number in zip(
                 np.repeat(chunk, orders.shape[1]).tolist(), orders.ravel().tolist(), strict=True
             ):
@@ -91,8 +95,9 @@ class Policy(ABC):
         """Return the rendezvous home of each adapter."""
         replicas = keys_of([str(replica.name) for replica in self.replicas])
         found: list[list[int]] = []
-        for start in range(0, len(self.names), 10_000):
-            keys = keys_of(self.names[start : start + 10_000])
+        size = max(1, CHUNK_SCORES // len(replicas))
+        for start in range(0, len(self.names), size):
+            keys = keys_of(self.names[start : start + size])
             found += [[place] for place in np.argmax(scores(keys[:, None], replicas), axis=1).tolist()]
         return found
 

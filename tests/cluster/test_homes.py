@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from manylora.cluster.homes import home_order, key_of, keys_of, scores
+from manylora.cluster.homes import first_slots, home_order, key_of, keys_of, scores
 from tests.cluster.fleets import adapter, replica
 
 ADAPTERS = [adapter(number) for number in range(4000)]
@@ -37,3 +37,10 @@ def test_the_order_does_not_depend_on_the_list_or_the_process() -> None:
     assert home_order("triage", names) == home_order("triage", names[::-1])
     assert int(key_of("triage")) == 15034807855683252835
     assert "".join(name.removeprefix("replica-") for name in home_order("triage", names)) == "253014"
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 9])
+def test_the_first_slots_are_those_of_the_whole_order_ties_included(most: int) -> None:
+    affinity = np.random.default_rng(0).integers(0, 4, (200, 7)) / 4 - 1.0
+    whole = np.argsort(-affinity, axis=1, kind="stable")
+    assert first_slots(affinity, most).tolist() == whole[:, :most].tolist()

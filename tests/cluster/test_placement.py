@@ -1,5 +1,6 @@
 """The laws of placement: bytes, demand, few moves, and copies of what is hot."""
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import manylora.cluster.placement as placement_module
 from manylora.adapter_state import AdapterAction
 from manylora.cluster.demand import Arrivals, DemandEstimate
 from manylora.cluster.homes import home_order
@@ -193,3 +195,18 @@ def test_an_adapter_out_of_use_is_forgotten() -> None:
 def test_no_replicas_and_no_demand_give_no_places() -> None:
     assert plan(demand_of({0: 1.0}), [], Placement()).places == {}
     assert plan(DemandEstimate(), rooms(2), Placement()).places == {}
+
+
+def test_a_plan_of_a_large_fleet_makes_the_scores_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    demand = demand_of({number: 1.0 + number % 50 for number in range(2000)})
+    fleet = rooms(500)
+    placed = plan(demand, fleet, Placement())
+    tracemalloc.start()
+    again = plan(demand, fleet, Placement())
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # All scores at once are 2,000 · 500 · 8 bytes, and as much again while they are made.
+    assert peak_bytes < 8_000_000
+    monkeypatch.setattr(placement_module, "CHUNK_SCORES", 1)
+    assert placed == again == plan(demand, fleet, Placement())
+    assert len(placed.places) == 2000

@@ -43,6 +43,21 @@ def scores(adapters: NDArray[np.uint64] | np.uint64, replicas: NDArray[np.uint64
     return found
 
 
+def first_slots(affinity: NDArray[np.float64], most: int) -> NDArray[np.intp]:
+    """Return the slots of the highest scores of each row, the highest first, (rows, most or all slots).
+
+    Args:       affinity (rows, slots) of numbers above −2; it is overwritten
+    Complexity: linear in `most`: the first few of a thousand are found without their whole order
+    """
+    count = min(most, affinity.shape[1])
+    found = np.empty((len(affinity), count), np.intp)
+    rows = np.arange(len(affinity))
+    for place in range(count):
+        found[:, place] = np.argmax(affinity, axis=1)
+        affinity[rows, found[:, place]] = -2.0
+    return found
+
+
 def home_order(adapter: str, replicas: list[str]) -> list[str]:
     """Return the replicas by their scores for an adapter, its home first."""
     order = np.argsort(-scores(key_of(adapter), keys_of(replicas)), kind="stable")

@@ -5,7 +5,7 @@ rendezvous home alone, which needs no table: a million cold adapters cost nothin
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,9 @@ from manylora.adapter_state import AdapterAction
 from manylora.cluster.demand import DemandEstimate
 from manylora.cluster.homes import keys_of, scores
 from manylora.ids import Digest, ReplicaId
+
+CHUNK_SCORES = 1 << 17
+"""Scores of adapters on replicas that are made at once: those of a whole plan would be gigabytes in a large fleet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +144,7 @@ class _Packing:
         order = self._by_worth(demand, tokens)[:most]
         if not order:
             return Placement({}, frozenset(self.names))
-        affinities = scores(keys_of([demand.digests[row] for row in order])[:, None], self.keys)
-        for row, affinity in zip(order, affinities, strict=True):
+        for row, affinity in zip(order, self._affinities([demand.digests[row] for row in order]), strict=True):
             num_bytes = demand.num_bytes[row]
             if num_bytes > self.free.max():
                 continue
@@ -153,6 +155,12 @@ class _Packing:
             if found:
                 placed[digest] = tuple(self.names[slot] for slot in found)
         return Placement(placed, frozenset(self.names))
+
+    def _affinities(self, digests: list[Digest]) -> Iterator[NDArray[np.float64]]:
+        """Yield the scores of the replicas for each adapter, (slots,)."""
+        size = max(1, CHUNK_SCORES // len(self.names))
+        for start in range(0, len(digests), size):
+            yield from scores(keys_of(list(digests[start : start + size]))[:, None], self.keys)
 
     def _by_worth(self, demand: DemandEstimate, tokens: NDArray[np.float64]) -> list[int]:
         """Return the rows of the adapters that may get places, the largest demand per byte first."""
@@ -183,7 +191,10 @@ class _Packing:
         # A replica ahead of the mean comes last; one that has the adapter already may be ahead by more.
         is_ahead = self.load > np.where(likings < 1.0, bound, bound * (1.0 + self.rules.slack))
         likings[is_ahead] = affinity[is_ahead] - 1.0
-        order = np.argsort(-likings, kind="stable")[: min(copies, len(likings))]
+        if copies == 1:
+            order = np.array([np.argmax(likings)])  # most adapters have one copy: no whole order is made for it
+        else:
+            order = np.argsort(-likings, kind="stable")[: min(copies, len(likings))]
         found = [slot for slot in order.tolist() if self.free[slot] >= num_bytes]
         for slot in found:
             self.free[slot] -= num_bytes

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from manylora.cluster.demand import DemandEstimate
-from manylora.cluster.homes import keys_of, scores
+from manylora.cluster.homes import first_slots, keys_of, scores
 from manylora.cluster.placement import Placement
 from manylora.cluster.views import FleetView, Tier
 from manylora.ids import Digest, ReplicaId
 
 BOTH = (Tier.HOST, Tier.DISK)
-CHUNK = 1024
-"""Adapters whose orders are made at once."""
+CHUNK, CHUNK_SCORES = 1024, 1 << 17
+"""Adapters, and scores of replicas for them, that are made at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,9 @@ def prefetches(
     worth = demand.average_tokens_per_s() / np.maximum(demand.num_bytes, 1.0)
     ranked = np.argsort(-worth, kind="stable")
     rows = ranked[demand.average_requests()[ranked] >= least_requests]
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK].tolist()
+    size = min(CHUNK, max(1, CHUNK_SCORES // len(view.replicas)))
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size].tolist()
         orders = filling.orders([demand.digests[row] for row in chunk], 1 + spares)
         for row, order in zip(chunk, orders, strict=True):
             digest = demand.digests[row]
@@ -71,21 +72,21 @@ class _Lower:
     def __init__(self, view: FleetView, room_bytes: Mapping[Tier, int]) -> None:
         self.view = view
         self.found: list[Prefetch] = []
-        self.free = {
-            tier: np.full(len(view.replicas), float(room_bytes.get(tier, 0))) for tier in (Tier.HOST, Tier.DISK)
-        }
+        # Lists: a number of an array is slow to read alone, and a million adapters read two each.
+        self.free = {tier: [float(room_bytes.get(tier, 0))] * len(view.replicas) for tier in BOTH}
 
     def orders(self, digests: list[Digest], most: int) -> list[list[int]]:
         """Return the first open slots of each adapter's rendezvous order."""
         affinity = np.where(self.view.is_open, scores(keys_of(list(digests))[:, None], self.view.keys), -1.0)
-        orders = np.argsort(-affinity, axis=1, kind="stable")[:, : min(most, int(self.view.is_open.sum()))]
-        found: list[list[int]] = orders.tolist()
+        found: list[list[int]] = first_slots(affinity, min(most, int(self.view.is_open.sum()))).tolist()
         return found
 
     def want(self, digest: Digest, num_bytes: float, slot: int, tiers: tuple[Tier, ...]) -> None:
         """Take room in the first of the tiers that has it, and note a prefetch if the adapter is below."""
-        tier = next((tier for tier in tiers if self.free[tier][slot] >= num_bytes), None)
-        if tier is None:
+        for tier in tiers:
+            if self.free[tier][slot] >= num_bytes:
+                break
+        else:
             return
         self.free[tier][slot] -= num_bytes
         replica = self.view.replicas[slot]
@@ -95,4 +96,4 @@ class _Lower:
             self.found.append(Prefetch(replica, digest, Tier(max(tier, now - 1))))
 
     def has_room(self) -> bool:
-        return any(rooms.max() > 0 for rooms in self.free.values())
+        return any(max(rooms) > 0 for rooms in self.free.values())
