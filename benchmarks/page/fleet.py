@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 
 mpl.use("Agg")
 from matplotlib import pyplot
@@ -19,20 +18,19 @@ from matplotlib import pyplot
 from benchmarks.fleet.affinity import Affinity
 from benchmarks.fleet.profile import STORE_BYTES_PER_S, STORE_S
 from benchmarks.fleet.settings import KINDS, OWN
-from benchmarks.fleet.traffic import catalogue
 from benchmarks.page.fleet_parts import (
     COLOURS,
     PROFILES,
     crowds,
     deaths,
     million,
-    nearest,
     save,
     setting,
     sizes,
     source,
     sweeps,
 )
+from benchmarks.page.fleet_rules import causes, ceiling, nearest, present
 from benchmarks.page.page import Record, table
 
 
@@ -46,6 +44,7 @@ def main() -> None:
     pictures.mkdir(parents=True, exist_ok=True)
     files = sorted(options.results.glob("fleet-*.json"))
     records = {file.stem.removeprefix("fleet-"): json.loads(file.read_text(encoding="utf-8")) for file in files}
+    records = present(records)
     parts = [
         INTRODUCTION,
         goals(records),
@@ -96,9 +95,9 @@ def limits(records: Record) -> str:
     return LIMITS.format(
         flat_hits=_own_ratio(records["size-flat"], "hits_device"),
         flat_p99=_own_ratio(records["size-flat"], "first_p99_ms"),
-        hundred=ceiling(100_000, 1.0, 100),
-        million=ceiling(1_000_000, 1.0, 100),
-        thousand=ceiling(1_000_000, 1.0, 1000),
+        hundred=ceiling("card", 100_000, 1.0, 100),
+        million=ceiling("card", 1_000_000, 1.0, 100),
+        thousand=ceiling("card", 1_000_000, 1.0, 1000),
     )
 
 
@@ -125,33 +124,6 @@ def goals(records: Record) -> str:
         )
     head = ("", "profile", "figure", "target", "median", "interval or range", "")
     return "\n".join(["## Against the targets", "", table(head, rows)])
-
-
-def causes(records: Record) -> str:
-    record = records["compare-card"]
-    shares = record["policies"]["load share + min-cost flow|hits_device"]["hits_device"]["median"]
-    most = ceiling(record["shape"]["adapters"], record["shape"]["zipf"], record["shape"]["replicas"])
-    return f"""Causes of the misses:
-
-- **Hits on `card` ÷ load share (H1).** With every share of the load known and no adapter twice, the bytes of all banks
-  hold adapters with {most:.3f} of the requests: {most / shares:.2f} times the hits of load share. The fleet's policy
-  loses the rest to copies of hot adapters, and to the quarter of each bank that pins leave free.
-- **Hits on `cpu` (H1).** A load from the disk takes some ms there, and a queue hundreds. The policy buys shorter queues
-  with misses; a higher price of strays (`stray 30` in the sweep) gives load share's hits at a higher 99th percentile.
-- **First tokens on `card` (H2).** Under both policies one request in a hundred and more loads from the disk, for
-  adapters that neither banks nor host memories have room for: 110 ms for rank 64, beside a median of 45 ms in all.
-- **A crowd (H3).** In a window of half a second 19 requests of the crowd come, give or take 4, so that single windows
-  miss 90 % by chance.
-"""
-
-
-def ceiling(adapters: int, zipf: float, replicas: int) -> float:
-    """Return the share of requests for the adapters that fit into all banks once, the most wanted per byte first."""
-    profile = PROFILES["card"]()
-    drawn = catalogue(adapters, zipf, profile, 0)
-    order = np.argsort(-drawn.shares / drawn.num_bytes)
-    fitting = np.searchsorted(np.cumsum(drawn.num_bytes[order]), replicas * profile.bank_bytes)
-    return float(drawn.shares[order][:fitting].sum())
 
 
 def _ratios(records: Record, name: str) -> list[Sequence[object]]:
@@ -260,6 +232,11 @@ def comparison(records: Record, pictures: Path) -> str:
         ]
         lines += [
             source(record),
+            *(
+                [source(records[f"nearest-{name}"]), "The second command is the fleet's.", ""]
+                if "before" in record
+                else []
+            ),
             f"{shape['replicas']} replicas, {shape['adapters']:,} adapters, Zipf {shape['zipf']:g}, "
             f"{record['rate']:.1f} requests/s, {shape['requests']:,} requests a seed.",
             "",

@@ -38,48 +38,6 @@ def crowds(records: Record, pictures: Path) -> str:
     return "\n".join(lines)
 
 
-def nearest(records: Record) -> str:
-    """Return the runs of the fleet's policy after strays from the nearest tier replaced those from the home."""
-    record = records.get("nearest-cpu")
-    if not record:
-        return ""
-    rows = [
-        (
-            each["seed"],
-            *(f"{each[key]:.3f}" for key in ("hits_before", "hits")),
-            f"{each['hits'] / each['hits_power_of_two']:.3f}",
-            f"{each['hits'] / each['hits_load_share']:.3f}",
-            *(f"{each[key]:.0f}" for key in ("p99_ms_before", "p99_ms")),
-            f"{each['p99_ms'] / each['p99_ms_load_share']:.3f}",
-        )
-        for each in record["pairs"]
-    ]
-    head = (
-        "seed",
-        "hits before",
-        "hits",
-        "÷ power of two",
-        "÷ load share",
-        "p99 before, ms",
-        "p99, ms",
-        "÷ load share",
-    )
-    return f"""## Strays from the nearest tier
-
-The other tables are older than one change: an adapter without a place takes the shortest queue among the replicas that
-hold it in its nearest tier, where it preferred its home. On `cpu` with `stray 16, copy_share 0.05, spares 2` (before:
-`stray 2, copy_share 0.1, spares 1`), the same seeds and load, beside the runs of each baseline at its best setting for
-the figure; the commit is "{record["commit"]}":
-
-{table(head, rows)}
-H1 is still missed on `cpu`. With `stray 30` two seeds had 0.726 of hits, 1.5 times those of power of two, and 503 ms,
-0.72 times load share's, when lower tiers had no strays: no setting that was tried reaches H1 and H2 together.
-The setting was chosen on seeds 0 and 1, and the rule before the change was not run at it. With every share
-of the load known and no adapter twice, the banks of `cpu` hold adapters with 0.820 of the requests; 1.1 times load
-share's hits are 0.807. On `card` two seeds show no gain: 0.871 of hits, and 117 and 133 ms.
-"""
-
-
 def deaths(records: Record, pictures: Path) -> str:
     lines = ["## The death of a tenth of the replicas", ""]
     for name in PROFILES:
