@@ -40,6 +40,7 @@ def hostile_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
+@pytest.mark.long
 def test_no_process_of_a_server_imports_from_the_working_directory(hostile_directory: Path, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", vocab_size=330)
     save_byte_level(tmp_path / "base")

@@ -10,13 +10,14 @@ from manylora.adapters.sources.local import LocalSource
 from manylora.cli.examples import DEMO_ADAPTER, examples, key_commands
 from manylora.models.text.tokenizer import Tokenizer
 from tests.clients.conftest import run_command
-from tests.conftest import long, missing
+from tests.conftest import missing
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.clients, pytest.mark.base, pytest.mark.slow]
 
 
-@pytest.mark.parametrize(("word", "environment"), [("openai", "openai"), *long(("curl", "openai"), ("lorax", "lorax"))])
+@pytest.mark.long
+@pytest.mark.parametrize(("word", "environment"), [("openai", "openai"), ("curl", "openai"), ("lorax", "lorax")])
 def test_a_printed_command_answers_with_the_desk(
     server_url: str, base_dir: Path, demo_root: Path, word: str, environment: str
 ) -> None:
@@ -30,7 +31,7 @@ def test_a_printed_command_answers_with_the_desk(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("word", "environment"), [("openai", "openai"), *long(("curl", "openai"), ("lorax", "lorax"))])
+@pytest.mark.parametrize(("word", "environment"), [("openai", "openai"), ("curl", "openai"), ("lorax", "lorax")])
 def test_a_command_printed_where_a_key_is_needed_shows_it(
     keyed: tuple[str, str, Path], base_dir: Path, demo_root: Path, word: str, environment: str
 ) -> None:

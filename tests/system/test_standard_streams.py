@@ -12,7 +12,6 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.conftest import long
 from tests.control.plane import EDGE_TOKEN
 from tests.support.paths import ROOT
 from tests.support.serving import own_port
@@ -88,7 +87,8 @@ def is_healthy(client: httpx2.Client) -> bool:
         return False
 
 
-@pytest.mark.parametrize("stream", ["full", *long("unread", "broken", "closed")])
+@pytest.mark.long
+@pytest.mark.parametrize("stream", ["full", "unread", "broken", "closed"])
 def test_a_server_serves_on_and_leaves(tmp_path: Path, stream: str) -> None:
     port = own_port()
     url = f"http://127.0.0.1:{port}"
@@ -109,7 +109,8 @@ def lost_lines(client: httpx2.Client) -> float:
     return next(float(line.split()[1]) for line in lines if line.startswith("manylora_log_lines_lost "))
 
 
-@pytest.mark.parametrize("stream", long("closed", "broken"))
+@pytest.mark.long
+@pytest.mark.parametrize("stream", ["closed", "broken"])
 def test_a_control_plane_serves_on_and_leaves(tmp_path: Path, stream: str) -> None:
     port = own_port()
     sets = (f"control.dir={tmp_path}", f"control.edge_token={EDGE_TOKEN}")

@@ -96,6 +96,7 @@ def test_pages_that_are_not_locked_are_not_unlocked_and_fail_no_later_copy(caplo
         assert not cuda.locked
 
 
+@pytest.mark.long
 def test_running_requests_get_tokens_while_a_copy_is_under_way(made: Copying, oracle: Engine) -> None:
     base, own = request(1, None, new_tokens=12), request(3, ref("large"))
     tokens: dict[str, list[int]] = {base.id: [], own.id: []}

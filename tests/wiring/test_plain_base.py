@@ -50,6 +50,7 @@ def test_the_operators_template_makes_it_chat(plain: Path, tmp_path: Path) -> No
             LLM(plain, settings={"model.kernels": "reference", "model.chat_template": str(file)})
 
 
+@pytest.mark.long
 def test_the_command_line_names_its_option(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MANYLORA_MODEL_KERNELS", "reference")
     monkeypatch.setenv("MANYLORA_MODEL_CACHE_DIR", str(tmp_path))

@@ -178,6 +178,7 @@ def hub(http: HttpServer) -> Iterator[Proxy]:
     proxy.close()
 
 
+@pytest.mark.long
 def test_while_a_remote_source_is_down_what_was_known_is_served_from_every_tier(
     hub: Proxy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

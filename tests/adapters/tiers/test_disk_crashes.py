@@ -79,6 +79,7 @@ def assert_whole(folder: Path) -> None:
         assert (folder / path.read_text()).exists()
 
 
+@pytest.mark.long
 def test_an_owner_killed_at_any_moment_leaves_whole_images(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OWNER, str(tmp_path), str(BUDGET_BYTES), str(MOST_KILLS)]
     here = ROOT
@@ -153,6 +154,7 @@ def test_an_ingest_process_killed_at_any_moment_leaves_whole_images_and_every_by
         place(store, *refs)  # and what failed can be had
 
 
+@pytest.mark.long
 def test_an_owner_killed_with_its_ingest_process_at_work_leaves_the_folder_to_the_next(tmp_path: Path) -> None:
     for number in range(40):
         save_adapter(tmp_path / "root" / f"a{number}", rank=64, seed=number)

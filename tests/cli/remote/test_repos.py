@@ -118,6 +118,7 @@ def test_every_verb_tells_in_json(commands: Commands, tmp_path: Path) -> None:
     assert told("rm", "spoken", "--yes") == {"deleted": "spoken"}
 
 
+@pytest.mark.long
 def test_the_operator_sees_and_steers_what_a_tenant_has(commands: Commands, tmp_path: Path) -> None:
     SEEDS["attention"].save(tmp_path / "adapter")
     commands.good("create", "steered")
@@ -182,6 +183,7 @@ def test_an_upload_goes_on_after_broken_connections(
     assert "done: cut/1" in told
 
 
+@pytest.mark.long
 def test_an_interrupted_upload_is_taken_up_by_the_next(
     commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,7 @@ def test_heavy_reads_are_done_by_a_process_of_low_priority(url: URL, tmp_path: P
     assert [status for status, _ in told[0]] == [200] * len(HEAVY) + [404]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
 def test_a_read_after_the_process_has_ended_starts_another(new_loop: Callable[..., Any], tmp_path: Path) -> None:
     """The process ends after two minutes without a read; the loop has seen its end when the next read comes."""

@@ -122,6 +122,7 @@ def test_archived_is_hidden_and_comes_back_and_deleted_is_gone_for_ever(url: URL
     in_plane(url, tmp_path, scenario, settings=base_settings(tmp_path))
 
 
+@pytest.mark.long
 def test_an_alias_is_switched_at_one_moment_while_it_is_read(url: URL, tmp_path: Path) -> None:
     async def scenario(plane: Plane) -> None:
         key = await plane.new_tenant("acme")

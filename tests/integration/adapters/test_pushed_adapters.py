@@ -178,6 +178,7 @@ def test_pushes_in_a_row_leave_no_memory_and_no_file(pushing: Pushing, count: in
     assert pushing.delete().status_code == 200
 
 
+@pytest.mark.long
 def test_pushes_race_with_requests_and_deletes(pushing: Pushing) -> None:
     found: dict[str, set[int]] = {"push": set(), "generate": set(), "delete": set()}
     strange: set[str] = set()

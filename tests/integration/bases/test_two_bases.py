@@ -21,6 +21,8 @@ from tests.support.serving import READS, make_cache, running_server
 from tests.support.tiny import ALL, TinyBase, make_adapter, make_base
 from tests.support.waiting import has_word, listens, wait_for
 
+pytestmark = pytest.mark.long
+
 NEW_TOKENS = 6
 PROMPTS = ("hello world", "the dog")
 ADAPTERS = {"rough": ("a-one", "a-two"), "smooth": ("b-one",)}
@@ -125,14 +127,12 @@ def alone(folder: Path) -> dict[tuple[str, str | None, str], str]:
     return found
 
 
-@pytest.mark.long
 def test_the_start_prints_the_division_of_the_memory(server: TwoBases, folder: Path) -> None:
     printed = (folder / "log").read_text()
     assert "memory of 2 bases" in printed
     assert "rough, smooth are served at" in printed
 
 
-@pytest.mark.long
 def test_mixed_traffic_is_each_base_alone(server: TwoBases, alone: dict[tuple[str, str | None, str], str]) -> None:
     assert len({text for (_, _, prompt), text in alone.items() if prompt == PROMPTS[0]}) == 5
     asked = [*alone, *reversed(list(alone))]
@@ -258,7 +258,6 @@ def no_engine_starts(folder: Path) -> Iterator[None]:
             config.with_suffix(".hidden").rename(config)
 
 
-@pytest.mark.long
 def test_the_death_of_one_engine_leaves_the_other_serving(server: TwoBases, folder: Path) -> None:
     replies = {base: server.complete(base, "hello") for base in ADAPTERS}
     first, second = engines(server)

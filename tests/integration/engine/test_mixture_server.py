@@ -79,6 +79,7 @@ def generate(url: str, prompt: str, adapter: str | None) -> list[int]:
     return [token["id"] for token in reply.json()["details"]["tokens"]]
 
 
+@pytest.mark.long
 def test_replies_of_a_mixture_are_those_of_transformers_and_of_the_engine_alone(server: str, folder: Path) -> None:
     base = TinyMixtral(folder / "mixtral")
     asked = [(prompt, adapter) for prompt in PROMPTS for adapter in (None, "fused", "single", "router")]

@@ -24,6 +24,7 @@ from manylora.models.text.grammar import (
     lark_grammar,
     regex_grammar,
 )
+from tests.conftest import long
 
 SAMPLED = SamplingParams(temperature=1.0)
 LONG = {"type": "array", "items": {"enum": ["alpha", "beta", {"gamma": None}]}, "minItems": 2, "maxItems": 9}
@@ -151,8 +152,11 @@ def test_white_space_is_bounded(llm: LLM) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"engine.guess_tokens": 0}, {"engine.guess_tokens": 8, "engine.guess_width": 64}, {"engine.kv_bytes": FEW_BYTES}],
-    ids=["no drafts", "drafts in every step", "preemption"],
+    [
+        {"engine.guess_tokens": 8, "engine.guess_width": 64},
+        *long({"engine.guess_tokens": 0}, {"engine.kv_bytes": FEW_BYTES}),
+    ],
+    ids=["drafts in every step", "no drafts", "preemption"],
 )
 def test_how_a_reply_is_computed_changes_no_token(llm: LLM, base: Path, settings: dict[str, Setting]) -> None:
     fixed: dict[str, Setting] = {"model.kernels": "native", "model.threads": 1, "engine.max_model_len": 128}

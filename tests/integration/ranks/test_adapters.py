@@ -14,12 +14,13 @@ from manylora.adapter_state import AdapterAction
 from manylora.adapters.sources.source import WEIGHTS_FILE
 from manylora.config.declaration import Setting
 from manylora.wiring.llm import TextOutput
-from tests.conftest import long
 from tests.support.text_adapters import make_text_base
 from tests.support.tiny import TinyBase, make_adapter
 from tests.support.waiting import wait_for
 from tests.system.process_memory import holds
 from tests.wiring.test_ranks import rank_pids
+
+pytestmark = pytest.mark.long
 
 RANK, SMALL_RANK = 16, 4
 BANK_BYTES = 16_000
@@ -88,7 +89,7 @@ def num_evictions(llm: LLM) -> int:
     return stats.adapters.evictions
 
 
-@pytest.mark.parametrize("is_evicted", [True, *long(False)])
+@pytest.mark.parametrize("is_evicted", [True, False])
 def test_no_byte_of_a_deleted_adapter_is_left_on_another_rank(base: TinyBase, two: LLM, is_evicted: bool) -> None:
     needle = weights_in(save(base, "gone", 1 + is_evicted))
     [pid] = rank_pids()
@@ -111,7 +112,7 @@ def test_an_adapter_that_is_placed_again_gives_equal_scores(base: TinyBase, two:
     assert reply(two, "back").tokens == first.tokens
 
 
-@pytest.mark.parametrize("is_deleted", [False, *long(True)])
+@pytest.mark.parametrize("is_deleted", [False, True])
 def test_a_name_with_new_weights_never_gets_the_old_ones(base: TinyBase, two: LLM, is_deleted: bool) -> None:
     save(base, "anew", 5)
     save(base, "new", 6)
@@ -122,7 +123,6 @@ def test_a_name_with_new_weights_never_gets_the_old_ones(base: TinyBase, two: LL
     assert reply(two, "anew").tokens == new.tokens != old.tokens
 
 
-@pytest.mark.long
 def test_adapters_in_memory_that_all_ranks_lend_from_their_keys_give_equal_scores(base: TinyBase) -> None:
     names = ["first", "second", "third"]
     for seed, name in enumerate(names, 11):

@@ -14,18 +14,16 @@ from manylora.http.paths import SERVER_ROUTES
 from tests.server.app.test_server_process import forked_server
 from tests.support.waiting import PATIENCE_S
 
+pytestmark = pytest.mark.long
+
+EXAMPLES = 60
+"""Number of requests to each operation."""
 NOT_BUILT, OVERLOADED, SERVER_ERRORS = 501, 503, 500
 KEYS = ("control.signup_open=true", "server.auth=on", "control.free_bases=tiny")
 """Settings of a server that asks for keys, and gives each caller one."""
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(60, marks=pytest.mark.long)], ids=["few", "many"])
-def examples(request: pytest.FixtureRequest) -> int:
-    """Number of requests to each route."""
-    return int(request.param)
-
-
-@pytest.fixture(scope="module", params=[pytest.param((), marks=pytest.mark.long), KEYS], ids=["open", "keyed"])
+@pytest.fixture(scope="module", params=[(), KEYS], ids=["open", "keyed"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """The address of a server, and a key if it asks for keys."""
     with forked_server(tmp_path_factory.mktemp("generated"), *request.param) as (_, client):
@@ -56,7 +54,7 @@ def try_all(operation: Any, headers: dict[str, str], examples: int) -> None:
     no_fault()
 
 
-def test_no_generated_input_is_a_fault_of_the_server(server: tuple[str, str], examples: int) -> None:
+def test_no_generated_input_is_a_fault_of_the_server(server: tuple[str, str]) -> None:
     url, key = server
     documented = SERVER_ROUTES.documented(is_operator=True)
     document = schemathesis.openapi.from_url(f"{url}/openapi.json", timeout=PATIENCE_S)
@@ -68,6 +66,6 @@ def test_no_generated_input_is_a_fault_of_the_server(server: tuple[str, str], ex
             continue  # the control plane's, which has a test of its own
         tried.add(operation.label)
         for headers in [{"authorization": f"Bearer {key}"}, {}] if key else [{}]:
-            try_all(operation, headers, examples)
+            try_all(operation, headers, EXAMPLES)
     assert {"POST /generate", "POST /v1/completions", "POST /v1/chat/completions", "POST /tokenize"} <= tried
     assert httpx2.get(f"{url}/health", timeout=PATIENCE_S).status_code == 200

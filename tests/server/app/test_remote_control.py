@@ -94,6 +94,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(kept, plane, told, (clients[0], clients[1]))
 
 
+@pytest.mark.long
 def test_what_one_server_is_told_the_other_knows(site: Site) -> None:
     key = site.new_tenant("acme")
     wait_for(lambda: all(site.generate(server, key).status_code == 200 for server in (0, 1)))

@@ -4,6 +4,8 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.server.batches.batch_house import batch_house, line
 from tests.server.fake_control import FakeControl
 
@@ -17,6 +19,7 @@ async def begun(folder: Path, control: FakeControl, lines: list[dict[str, object
     return batch_id
 
 
+@pytest.mark.long
 def test_after_a_kill_every_line_has_one_result_and_is_charged_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         control = FakeControl()
@@ -87,6 +90,7 @@ def test_a_torn_result_is_no_result(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.long
 def test_a_server_that_ends_in_order_leaves_lines_to_the_next_at_no_cost(tmp_path: Path) -> None:
     async def scenario() -> None:
         control = FakeControl()

@@ -117,6 +117,7 @@ def read_stream(server: SmallDisk, on_first: Callable[[], None]) -> tuple[int, d
     return len(events) - 1, events[-1]
 
 
+@pytest.mark.long
 def test_what_is_under_way_ends_what_comes_is_refused_and_both_recover(server: SmallDisk) -> None:
     engine = server.engine()
     assert server.ask().status_code == 200
@@ -152,6 +153,7 @@ def make_tenant(server: SmallDisk) -> httpx2.Response:
     return server.client.post("/admin/tenants", json={"id": "acme"})
 
 
+@pytest.mark.long
 def test_an_engine_that_dies_meanwhile_comes_back_and_serves_when_there_is_room(server: SmallDisk) -> None:
     wait_for(server.is_serving)
     server.fill()
@@ -164,6 +166,7 @@ def test_an_engine_that_dies_meanwhile_comes_back_and_serves_when_there_is_room(
     wait_for(server.is_serving)
 
 
+@pytest.mark.long
 def test_a_reply_that_is_not_streamed_ends_with_the_error(server: SmallDisk) -> None:
     wait_for(server.is_serving)
     server.fill()

@@ -148,6 +148,7 @@ def test_a_killed_engine_ends_its_requests_and_comes_back(with_engine: WithEngin
     with_engine(scenario)
 
 
+@pytest.mark.long
 def test_a_request_seen_at_two_deaths_is_not_tried_again(with_engine: WithEngine) -> None:
     async def scenario(engine: OwnProcess) -> None:
         first = await end_of(engine.client.generate(request("EXIT")))
@@ -219,6 +220,7 @@ def test_an_engine_that_cannot_be_built_says_why(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.long
 def test_a_stream_hears_of_the_death_as_an_event(with_engine: WithEngine, tmp_path: Path) -> None:
     async def scenario(engine: OwnProcess) -> None:
         tokenizer = Tokenizer(tmp_path, model_id="tiny")
@@ -243,6 +245,7 @@ def test_a_stream_hears_of_the_death_as_an_event(with_engine: WithEngine, tmp_pa
     with_engine(scenario)
 
 
+@pytest.mark.long
 def test_an_engine_that_is_killed_before_it_can_take_its_order_is_told_or_started_again(
     with_engine: WithEngine,
 ) -> None:
