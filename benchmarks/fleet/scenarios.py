@@ -11,9 +11,12 @@ from benchmarks.fleet.profile import Profile
 from benchmarks.fleet.settings import KINDS, Settings
 from benchmarks.fleet.traffic import Catalogue, Crowd, catalogue, traffic
 from benchmarks.fleet.world import Result, World
+from manylora.clock import SystemClock
 from manylora.cluster.cost import CostRules, TierRates
 from manylora.cluster.ranking import rank
 from manylora.cluster.views import FleetView, Heartbeat, Tier, Want
+from manylora.fleet.edge.router import ReplicaRouter
+from manylora.fleet.wire.link_messages import HostBeat
 from manylora.ids import Digest, ReplicaId
 
 WARM_SHARE = 0.25
@@ -151,5 +154,26 @@ def routing(replicas: int, adapters: int, repeats: int = 2000) -> dict[str, Any]
             begun = time.perf_counter()
             rank(want, view, rules, most)
             times.append(1e6 * (time.perf_counter() - begun))
-        found[label] = {name: round(float(np.quantile(times, q)), 1) for name, q in (("p50", 0.5), ("p99", 0.99))}
-    return found
+        found[label] = _quantiles(times)
+    return found | {"edge_us": _quantiles(_edge_us(replicas, adapters, wants))}
+
+
+def _edge_us(replicas: int, adapters: int, wants: list[Want]) -> list[float]:
+    """Return the times until an edge's own router names the first replica of each request, in µs."""
+    router = ReplicaRouter("edge", SystemClock())
+    rng = np.random.default_rng(0)
+    for number in range(replicas):
+        held = {f"adapter-{each}": int(Tier.DISK) for each in rng.integers(0, adapters, 200).tolist()}
+        held |= {f"adapter-{each}": int(Tier.DEVICE) for each in range(min(20, adapters))}
+        beat = HostBeat(float(rng.integers(0, 4000)), 2e4, 0, True, held, load_s=(0.002, 0.03, 0.6))
+        router.take(f"replica-{number}", beat, is_whole=True)
+    times = []
+    for want in wants:
+        begun = time.perf_counter()
+        next(iter(router.order(want)))
+        times.append(1e6 * (time.perf_counter() - begun))
+    return times
+
+
+def _quantiles(times: list[float]) -> dict[str, float]:
+    return {name: round(float(np.quantile(times, q)), 1) for name, q in (("p10", 0.1), ("p50", 0.5), ("p99", 0.99))}

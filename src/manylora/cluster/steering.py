@@ -80,10 +80,10 @@ class Steering:
             )
         self._arrived[digest] = arrivals
 
-    def order(self, want: Want, rates: TierRates) -> list[ReplicaId]:
-        """Return the open replicas by their cost to serve a request, the cheapest first."""
+    def order(self, want: Want, rates: TierRates, most: int | None = None) -> list[ReplicaId]:
+        """Return the open replicas by their cost to serve a request, the cheapest first. Args: as of `rank`."""
         self.view.now_s = self._clock.monotonic_s()
-        return rank(want, self.view, CostRules(rates=rates, stray=self._stray))
+        return rank(want, self.view, CostRules(rates=rates, stray=self._stray), most)
 
     def sent(self, replica: ReplicaId, want: Want) -> int:
         """Count a request as sent, and return its number at the replica."""

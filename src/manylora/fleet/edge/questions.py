@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,7 +57,7 @@ class AskedReplica(Protocol):
 class QuestionRouter(Protocol):
     """The order of the replicas for a question, as `router.ReplicaRouter` has it."""
 
-    def order(self, want: Want, but: Collection[str] = ()) -> Sequence[str]:
+    def order(self, want: Want, but: Collection[str] = ()) -> Iterable[str]:
         """Return the addresses of the open replicas, the first one in front, without those of `but`."""
 
     def want_of(self, adapter: AdapterRef | None) -> Want:

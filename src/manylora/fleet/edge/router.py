@@ -1,26 +1,24 @@
 """The choice of a replica for each request: the ranking of `cluster/` over the beats of the replicas."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from manylora.adapter_ref import AdapterRef
 from manylora.clock import Clock
-from manylora.cluster.cost import TierRates
 from manylora.cluster.demand import Arrivals
 from manylora.cluster.prefixes import prefix_keys
 from manylora.cluster.steering import Steering
 from manylora.cluster.views import Heartbeat, Tier, Want
 from manylora.engine.request import Request
+from manylora.fleet.edge.load_times import FleetLoadTimes
 from manylora.fleet.wire.link_messages import HostBeat
 from manylora.ids import Digest, ReplicaId
 
 USUAL_BYTES = 16 << 20
 """Bytes of an adapter that no replica has reported."""
-USUAL_LOAD_S = (0.002, 0.02, 1.0)
-"""Seconds of a load into the device, the host and the disk, before a replica has measured any."""
-BYTES_PER_S = 1e12
-"""The measured seconds are those of whole loads, so that bytes add nothing."""
+FEW = 4
+"""Replicas that a request tries before the whole order is made: the first one takes nearly all requests."""
 MOST_NAMES = 4096
 """Adapters whose references a router keeps, those of the latest requests."""
 LEAST_SPEED, MOST_TOKENS = 1e-3, 1e12
@@ -48,7 +46,7 @@ class ReplicaRouter:
         self._before: dict[str, int] = {}  # of these, those before the present connection
         self._sizes: dict[str, int] = {}
         self._refs: dict[str, AdapterRef] = {}  # the latest request's last
-        self._load_s: dict[str, tuple[float, float, float]] = {}
+        self._loads = FleetLoadTimes()
         self.backlogs: dict[str, float] = {}
 
     def join(self, address: str) -> None:
@@ -59,7 +57,7 @@ class ReplicaRouter:
         """Take the beat of a replica. `is_whole`: it is the first one of its connection."""
         epoch = self._epochs[address] = self._epochs.get(address, 0) + 1
         self._sizes |= beat.sizes
-        self._load_s[address] = beat.load_s
+        self._loads.put(address, beat.load_s)
         backlog = self.backlogs[address] = _within(beat.backlog_tokens, 0.0)
         for key, (requests, tokens) in beat.arrivals.items():
             arrivals = Arrivals(requests=requests, tokens=tokens, num_bytes=self._sizes.get(key, USUAL_BYTES))
@@ -89,12 +87,21 @@ class ReplicaRouter:
         """Drop a replica that does not come back."""
         if self._epochs.pop(address, None) is not None:
             self._steering.forget(ReplicaId(address))
-        for known in (self._sent, self._before, self._load_s, self.backlogs):
+        self._loads.drop(address)
+        for known in (self._sent, self._before, self.backlogs):
             known.pop(address, None)
 
-    def order(self, want: Want, but: Collection[str] = ()) -> list[str]:
-        """Return the addresses of the open replicas, the one that can begin first in front, without those of `but`."""
-        return [each for each in self._steering.order(want, self._rates()) if each not in but]
+    def order(self, want: Want, but: Collection[str] = ()) -> Iterator[str]:
+        """Yield the addresses of the open replicas, the one that can begin first in front, without those of `but`.
+
+        The whole order is made only if the first few replicas have refused.
+        """
+        rates = self._loads.rates()
+        first = self._steering.order(want, rates, FEW)
+        yield from (each for each in first if each not in but)
+        if len(first) == FEW:
+            seen = {*first, *but}
+            yield from (each for each in self._steering.order(want, rates) if each not in seen)
 
     def want_for(self, request: Request) -> Want:
         """Return the needs of a request."""
@@ -144,15 +151,6 @@ class ReplicaRouter:
     def settle(self, route: ReplicaRoute) -> None:
         """Take a request out of its replica's queue."""
         self._steering.view.settle(ReplicaId(route.address), route.number)
-
-    def _rates(self) -> TierRates:
-        """Return the mean of what the replicas have measured."""
-        known = list(self._load_s.values())
-        means = []
-        for tier, usual in enumerate(USUAL_LOAD_S):
-            measured = [each[tier] for each in known if 0 < each[tier] < 1e6]
-            means.append(sum(measured) / len(measured) if measured else usual)
-        return TierRates(fixed_s=(means[0], means[1], means[2]), bytes_per_s=(BYTES_PER_S, BYTES_PER_S, BYTES_PER_S))
 
 
 def adapter_key(adapter: AdapterRef) -> str:
