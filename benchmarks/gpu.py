@@ -45,7 +45,7 @@ from benchmarks.card.stages import Stages
 from manylora.bench.machine import describe
 from manylora.errors import ConfigInvalid
 from manylora.kernels.cuda.backend import TorchKernels
-from manylora.kernels.cuda.device import find_device, free_bytes
+from manylora.kernels.cuda.device import dtype_of, find_device, free_bytes
 from manylora.kernels.cuda.graphs import CudaGraphs
 
 DRY_ROUNDS, DRY_CASES = 1, 4
@@ -57,7 +57,7 @@ class Run:
     def __init__(self, device: torch.device, rounds: int, results: Results, *, is_dry: bool) -> None:
         self.device, self.results, self.is_dry = device, results, is_dry
         self.rounds = DRY_ROUNDS if is_dry else rounds
-        self.dtype = torch.float32 if is_dry else torch.bfloat16
+        self.dtype = dtype_of(device)
         self.clock = clock_of(device)
 
     def all(self) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from manylora.kernels.cuda.backend import TorchKernels
 from manylora.kernels.reference import ReferenceKernels
 from manylora.kernels.select import select_kernels
 from manylora.kernels.storage_form import BFLOAT16, FLOAT32, INT4, INT8, expected_form, on_card
@@ -41,3 +42,4 @@ def test_a_back_end_of_other_dtypes_states_them() -> None:
     form = ReferenceKernels(torch.bfloat16, kv_dtype=torch.bfloat16, lora_dtype=torch.bfloat16).form
     assert (form.weights, form.weight_bits, form.kv_item_bytes, form.lora_dtype) == ("bfloat16", 16, 2, "bfloat16")
     assert FLOAT32.lora_dtype == "float32"
+    assert TorchKernels(torch.device("cpu"), torch.float16).form.lora_dtype == "float16"

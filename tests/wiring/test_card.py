@@ -163,6 +163,18 @@ def test_a_deleted_adapter_leaves_zeros_in_the_memory_of_the_card(crowded: Engin
         crowded.info(name)
 
 
+def test_a_card_without_bfloat16_keeps_adapters_in_float16(folder: Path) -> None:
+    engine = open_engine(folder, TorchKernels(torch.device("cpu"), torch.float16, 2048 * MIB), "float16")
+    try:
+        names = [AdapterRef(SourceName.LOCAL, name) for name in ("one", "dora")]
+        tokens = run(engine, [request(10 + number, name) for number, name in enumerate((None, *names))])
+        assert {len(each) for each in tokens.values()} == {8}
+        placed = [cast(Store, engine._store).weights[Digest(engine.info(name).digest)] for name in names]
+        assert [(each.image.dtype, bool(each.image.any())) for each in placed] == 2 * [(torch.float16, True)]
+    finally:
+        engine.close()
+
+
 @pytest.mark.parametrize("quantize", long("int8", "int4"))
 def test_a_mixed_batch_on_a_quantised_base_equals_each_request_alone(folder: Path, quantize: str) -> None:
     kernels = TorchKernels(torch.device("cpu"), torch.float32, 2048 * MIB, quantize)

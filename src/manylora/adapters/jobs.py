@@ -16,8 +16,9 @@ from manylora.models.text.adapter_text import NO_TEXT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestSettings:
-    """The settings that all jobs share. `folder` is the disk tier's; `dtype` is the served one (bfloat16 or float32).
+    """The settings that all jobs share. `folder` is the disk tier's.
 
+    dtype         of images: bfloat16, float16 or float32
     base_dir      the base's directory, for adapters that cannot be packed without its weights; empty: there is none
     memory_bytes  bytes that the jobs under way may take together, by the store's count; 0: no limit
     session       a value that changes with each start of the server, for sources without reliable marks of a version

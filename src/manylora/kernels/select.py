@@ -14,7 +14,7 @@ from manylora.kernels.cpu.int8 import Int8Linear
 from manylora.kernels.cpu.library import NativeLibrary
 from manylora.kernels.cpu.linear import Bf16Linear, NativeLinear, WeightFormat, why_not_bf16
 from manylora.kernels.cuda.backend import TorchKernels
-from manylora.kernels.cuda.device import free_bytes, resolve
+from manylora.kernels.cuda.device import dtype_of, free_bytes, resolve
 from manylora.kernels.cuda.graphs import CudaGraphs
 from manylora.kernels.interface import Kernels
 from manylora.kernels.reference import ReferenceKernels
@@ -40,7 +40,7 @@ def select_kernels(
     native-bf16  the same with activations rounded to bfloat16 in linear layers and in attention: for processors with
                  AVX512_BF16
     reference    torch only, float32: slow, exact, needs no compiler
-    torch        torch only, on the CPU in float32 and on a card in bfloat16
+    torch        torch only, on the CPU in float32 and on a card in bfloat16, before compute capability 8.0 in float16
     triton       own kernels in Triton, and torch for products, on a card
     auto         triton on a card. On a CPU native-bf16 where the processor and the compiler have it, else native;
                  reference where no compiler is installed. The choice never depends on a timing: equal machines, and
@@ -75,7 +75,7 @@ def select_kernels(
 
 def _card_kernels(name: str, device: torch.device, quantize: str) -> Kernels:
     """Return the kernels of a card, or the same of the CPU. Raises `ConfigInvalid` where Triton cannot be had."""
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = dtype_of(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton launches, and streams are made, on the current one
     if name == "torch":

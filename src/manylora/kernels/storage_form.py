@@ -18,6 +18,7 @@ class StorageForm:
     kv_lanes         positions of a block of keys, and numbers of a head's values, take whole multiples of it
     kv_slots         positions of a block of values take whole multiples of it
     lora_item_bytes  bytes of one number of an adapter
+    lora_half        dtype of an adapter whose numbers have two bytes
     """
 
     weights: str
@@ -30,11 +31,12 @@ class StorageForm:
     kv_lanes: int = 16
     kv_slots: int = 1
     lora_item_bytes: int = 2
+    lora_half: str = "bfloat16"
 
     @property
     def lora_dtype(self) -> str:
-        """Dtype of adapters' images: bfloat16 or float32."""
-        return {2: "bfloat16", 4: "float32"}[self.lora_item_bytes]
+        """Dtype of adapters' images: bfloat16, float16 or float32."""
+        return {2: self.lora_half, 4: "float32"}[self.lora_item_bytes]
 
     def kv_block_bytes(self, *, layers: int, block_size: int, kv_heads: int, head_dim: int) -> int:
         """Return the bytes of one block's keys and values in all layers together."""

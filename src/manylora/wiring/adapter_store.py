@@ -30,7 +30,7 @@ def open_store(
 ) -> Store:
     """Return the store of a server: the configured sources, an ingest process, the disk tier below `folder`.
 
-    `dtype` is the back end's `lora_dtype`, as "bfloat16" or "float32"; `config.bank_bytes` is the memory plan's. `bank`
+    `dtype` is the name of the back end's `lora_dtype`; `config.bank_bytes` is the memory plan's. `bank`
     keeps what the kernels read; None: the bank of a CPU. `registry_token` opens the uploads at `config.registry_url`.
     """
     disk = DiskTier(

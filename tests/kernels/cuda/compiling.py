@@ -31,9 +31,10 @@ from manylora.kernels.cuda.jit.rows import BLOCK
 from manylora.kernels.cuda.packed import PAIRS
 from manylora.kernels.weight_groups import MIDDLE
 
-CAPABILITIES = (80, 90)
-ELEMENTS = {"bf16": False, "fp32": True}
-"""Dtypes of rows and images, and whether products widen their operands; a card serves in bf16."""
+CAPABILITIES = {"bf16": (80, 90), "fp32": (80, 90), "fp16": (75,)}
+"""Compute capabilities that are compiled for, by the dtype of rows and images; before 8.0 a card serves in fp16."""
+ELEMENTS = {"bf16": False, "fp32": True, "fp16": False}
+"""The same dtypes, and whether products widen their operands."""
 
 
 class Variant(NamedTuple):
@@ -44,30 +45,30 @@ class Variant(NamedTuple):
     values: dict[str, int | bool]
 
 
-def variants() -> Iterator[Variant]:
-    for element, is_wide in ELEMENTS.items():
-        rows = f"*{element}"
-        lora = {"IS_WIDE": is_wide, "ROWS": lora_kernels.CHUNK_ROWS, "RANKS": lora_kernels.PAGE_RANKS}
-        lora["TABLE_ENTRY"] = lora_kernels.ENTRY
-        for inputs in (576, 4096, 14_336) if element == "bf16" else (4096,):
-            splits, split = splits_of(inputs)
-            shrunk = {**lora, "SPLIT_INPUTS": split, "BLOCK_INPUTS": BLOCK_INPUTS}
-            types = (rows, "i32", rows, "*i32", "*i64", "*i32", "*fp32", *["i32"] * 8)
-            yield Variant(lora_kernels.shrink_kernel, types, shrunk)
-            expanded = {**lora, "SPLITS": splits, "BLOCK_OUTPUTS": BLOCK_OUTPUTS}
-            types = (rows, "i32", rows, "*i32", "*i32", "*fp32", "*i64", "*i32", "*i32", "*fp32", *["i32"] * 6)
-            yield Variant(lora_kernels.expand_kernel, types, expanded)
-        yield from expert_variants(rows, is_wide)
-        yield from packed_variants(rows, is_wide)
-        for adds in (True, False):
-            types = (rows, "i32", rows, "i32", "*fp32", rows, "i32", "fp32")
-            yield Variant(row_kernels.add_norm_kernel, types, {"ADDS": adds, "BLOCK": 8192})
-        yield Variant(row_kernels.norm_heads_kernel, (rows, "i32", "*fp32", "i32", "i32", "fp32"), {"BLOCK": 128})
-        yield Variant(row_kernels.gated_silu_kernel, (rows, "i32", rows, "i32"), {"BLOCK": BLOCK})
-        for rotates in (True, False):
-            types = (rows, "i32", "*fp32", "*fp32", "*i32", "*i64", rows, rows, rows, "i32", "i32", "i32")
-            yield Variant(row_kernels.rotate_and_store_kernel, types, {"ROTATES": rotates, "BLOCK": 64})
-        yield from attention_variants(rows, is_wide)
+def variants(element: str) -> Iterator[Variant]:
+    """Yield the variants with rows of this dtype."""
+    rows, is_wide = f"*{element}", ELEMENTS[element]
+    lora = {"IS_WIDE": is_wide, "ROWS": lora_kernels.CHUNK_ROWS, "RANKS": lora_kernels.PAGE_RANKS}
+    lora["TABLE_ENTRY"] = lora_kernels.ENTRY
+    for inputs in (576, 4096, 14_336) if element == "bf16" else (4096,):
+        splits, split = splits_of(inputs)
+        shrunk = {**lora, "SPLIT_INPUTS": split, "BLOCK_INPUTS": BLOCK_INPUTS}
+        types = (rows, "i32", rows, "*i32", "*i64", "*i32", "*fp32", *["i32"] * 8)
+        yield Variant(lora_kernels.shrink_kernel, types, shrunk)
+        expanded = {**lora, "SPLITS": splits, "BLOCK_OUTPUTS": BLOCK_OUTPUTS}
+        types = (rows, "i32", rows, "*i32", "*i32", "*fp32", "*i64", "*i32", "*i32", "*fp32", *["i32"] * 6)
+        yield Variant(lora_kernels.expand_kernel, types, expanded)
+    yield from expert_variants(rows, is_wide)
+    yield from packed_variants(rows, is_wide)
+    for adds in (True, False):
+        types = (rows, "i32", rows, "i32", "*fp32", rows, "i32", "fp32")
+        yield Variant(row_kernels.add_norm_kernel, types, {"ADDS": adds, "BLOCK": 8192})
+    yield Variant(row_kernels.norm_heads_kernel, (rows, "i32", "*fp32", "i32", "i32", "fp32"), {"BLOCK": 128})
+    yield Variant(row_kernels.gated_silu_kernel, (rows, "i32", rows, "i32"), {"BLOCK": BLOCK})
+    for rotates in (True, False):
+        types = (rows, "i32", "*fp32", "*fp32", "*i32", "*i64", rows, rows, rows, "i32", "i32", "i32")
+        yield Variant(row_kernels.rotate_and_store_kernel, types, {"ROTATES": rotates, "BLOCK": 64})
+    yield from attention_variants(rows, is_wide)
 
 
 def expert_variants(rows: str, is_wide: bool) -> Iterator[Variant]:
@@ -106,7 +107,7 @@ def packed_variants(rows: str, is_wide: bool) -> Iterator[Variant]:
 
 
 def attention_variants(rows: str, is_wide: bool) -> Iterator[Variant]:
-    groups = (4,) if is_wide else (1, 3, 8)
+    groups = (1, 3, 8) if rows == "*bf16" else (4,)
     for head_dim, group, fuses in itertools.product((64, 128), groups, (True, False)):
         types = (rows, rows, "*fp32", "*fp32", "*fp32", rows, rows, "*i32", "*i32", *["i32"] * 5, "fp32")
         values = {"HEAD_DIM": head_dim, "GROUP": group, "BLOCK_DIM": head_dim, "BLOCK_ROWS": attention.LEAST_ROWS}
@@ -117,8 +118,8 @@ def attention_variants(rows: str, is_wide: bool) -> Iterator[Variant]:
         yield Variant(attention_kernels.combine_kernel, (rows, "*fp32", "*fp32", "*fp32", "*i32", *["i32"] * 3), values)
 
 
-def compiled(variant: Variant, capability: int) -> dict[str, Any]:
-    """Return the resources of a variant on a card of this capability. Raises what Triton's compiler raises."""
+def compiled(variant: Variant, element: str, capability: int) -> dict[str, Any]:
+    """Return the resources of a variant with rows of `element` on such a card. Raises what Triton's compiler raises."""
     names = variant.kernel.arg_names
     own = [name for name in names if name not in variant.values]
     types = dict(zip(own, variant.types, strict=True))
@@ -130,7 +131,7 @@ def compiled(variant: Variant, capability: int) -> dict[str, Any]:
     return {
         "kernel": variant.kernel.__name__,
         "capability": capability,
-        "types": next(type_ for type_ in variant.types if type_ in ("*bf16", "*fp32")),
+        "element": element,
         "values": variant.values,
         "registers": registers,
         "shared_bytes": built.metadata.shared,
@@ -152,10 +153,10 @@ def usage(cubin: bytes) -> tuple[int, int]:
 
 def main(step: int) -> None:
     """Print the resources of each `step`-th variant on each card."""
-    for number, variant in enumerate(variants()):
-        if number % step == 0:
-            for capability in CAPABILITIES:
-                print(json.dumps(compiled(variant, capability)), flush=True)  # noqa: T201 - the result
+    every = ((element, variant) for element in ELEMENTS for variant in variants(element))
+    for element, variant in itertools.islice(every, 0, None, step):
+        for capability in CAPABILITIES[element]:
+            print(json.dumps(compiled(variant, element, capability)), flush=True)  # noqa: T201 - the result
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from manylora.errors import ConfigInvalid
-from manylora.kernels.cuda.device import resolve
+from manylora.kernels.cuda.device import dtype_of, resolve
 from manylora.kernels.select import select_kernels
 from tests.kernels.cuda.interpreted import require_triton
 
@@ -27,6 +27,23 @@ def test_auto_is_the_cpu_where_there_is_no_card() -> None:
     assert resolve("auto").type == "cpu"
     assert select_kernels("auto", 1, device="auto").name == select_kernels("auto", 1).name
     assert select_kernels("torch", 1, device="auto").device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16), ((7, 0), None)],
+)
+def test_a_card_without_bfloat16_computes_in_float16_and_an_older_one_is_refused(
+    capability: tuple[int, int], dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("is_available", True), ("device_count", 1), ("get_device_capability", capability)):
+        monkeypatch.setattr(torch.cuda, name, lambda *given, value=value: value)
+    if dtype is None:
+        with pytest.raises(ConfigInvalid, match=r"^model.device cuda: the card has compute capability 7.0, .* 7.5 or"):
+            resolve("cuda")
+        return
+    assert dtype_of(resolve("cuda")) is dtype
+    assert dtype_of(resolve("cpu")) is torch.float32
 
 
 def test_the_processor_s_own_kernels_stay_on_it_with_auto() -> None:

@@ -8,7 +8,7 @@ from manylora.adapters.packing.image import HostImage
 from manylora.ids import Digest
 from manylora.kernels.lora_batch import PlacedAdapter
 
-TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
 class PlacedImages(ABC):

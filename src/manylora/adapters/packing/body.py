@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 
-from manylora.adapters.packing.image import ITEM_BYTES
-from manylora.adapters.peft.values import Values, cast_into
+from manylora.adapters.peft.values import SPELLINGS, Values, cast_into
 from manylora.adapters.refusals import Refusals
 
 
@@ -13,7 +12,7 @@ class ImageBody:
     """The image's body during packing, in the served dtype."""
 
     def __init__(self, elements: int, dtype: str, refuse: Refusals) -> None:
-        self.values: Values = np.zeros(elements, dtype=np.uint16 if ITEM_BYTES[dtype] == 2 else np.float32)
+        self.values: Values = np.zeros(elements, dtype=SPELLINGS[dtype])
         self._refuse = refuse
 
     def fill(self, offset: int, values: Values, name: str) -> None:

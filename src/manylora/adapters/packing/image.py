@@ -34,8 +34,8 @@ MAGIC = b"MLORAIMG"
 VERSION = 2
 ALIGNMENT_BYTES = 64
 HEADER_BYTES = 96
-ITEM_BYTES = {"bfloat16": 2, "float32": 4}
-_DTYPE_CODES = {"bfloat16": 1, "float32": 2}
+ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float16": 2}
+_DTYPE_CODES = {"bfloat16": 1, "float32": 2, "float16": 3}
 _HEADER = struct.Struct("<8sIIIIIQI32sI")
 _CHUNK_BYTES = 1 << 20
 

@@ -6,7 +6,9 @@ import numpy as np
 
 Float = np.ndarray[Any, np.dtype[np.float32]]
 Values = np.ndarray[Any, Any]
-"""An array of float32, or of uint16 with the bits of bfloat16."""
+"""An array of float32, or of uint16 with the bits of bfloat16; those of a served image may be float16, too."""
+SPELLINGS = {"bfloat16": np.uint16, "float32": np.float32, "float16": np.float16}
+"""numpy's dtype of values by the served dtype."""
 
 
 def read_values(raw: memoryview, dtype: str, shape: tuple[int, ...]) -> Values:
@@ -31,7 +33,10 @@ def widened(values: Values) -> Float:
 
 
 def cast_into(target: Values, values: Values) -> bool:
-    """Write `values` in the target's dtype (uint16 holds bfloat16). Return whether all are finite in both dtypes."""
+    """Write `values` in the target's dtype (uint16 holds bfloat16). Return whether all are finite in both dtypes.
+
+    Values beyond the range of float16 are not finite in it.
+    """
     if target.dtype == values.dtype == np.uint16:
         target[:] = values
     elif target.dtype == np.uint16:
@@ -40,7 +45,8 @@ def cast_into(target: Values, values: Values) -> bool:
         bits = values.view(np.uint32)
         target[:] = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
     else:
-        target[:] = widened(values)
+        with np.errstate(over="ignore"):  # the check below finds infinities
+            target[:] = widened(values)
         return bool(np.isfinite(target).all())
     return not ((target & 0x7F80) == 0x7F80).any()
 

@@ -96,9 +96,9 @@ class ModelConfig:
         text="""
         The device of the arithmetic (flag `--device` of `serve` and `generate`): `cpu`, `cuda` (the first card),
         `cuda:1` (the second) and so on, or `auto`: the first card where torch finds one, else the CPU. A card holds
-        weights, keys and values, and adapters in bf16, or its weights as `model.quantize` says, and serves one base; a
-        host tier stands beside it ([how](gpu.md)). `auto` stays on the CPU where `model.kernels`, a second base or
-        several ranks ask for it.
+        weights, keys and values, and adapters in bf16 (float16 before compute capability 8.0), or its weights as
+        `model.quantize` says, and serves one base; a host tier stands beside it ([how](gpu.md)). `auto` stays on the
+        CPU where `model.kernels`, a second base or several ranks ask for it.
         """,
     )
     kernels: str = setting(

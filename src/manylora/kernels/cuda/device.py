@@ -1,17 +1,19 @@
-"""The device of the back end: the one that a setting names, checked, and its free memory."""
+"""The device of the back end: the one that a setting names, checked, its dtype, and its free memory."""
 
 import torch
 
 from manylora.errors import ConfigInvalid
 
-OLDEST_CARD = (8, 0)
-"""The least compute capability: the first with products of bfloat16."""
+OLDEST_CARD = (7, 5)
+"""The least compute capability: the oldest that builds of torch 2.13 compute on."""
+BFLOAT16_CARD = (8, 0)
+"""The first compute capability with products of bfloat16."""
 
 
 def find_device(name: str) -> torch.device:
     """Return the device of the setting `model.device`, `cuda` or `cuda:n`.
 
-    Raises: `ConfigInvalid` if torch finds no such card, or one without bfloat16
+    Raises: `ConfigInvalid` if torch finds no such card, or one of before `OLDEST_CARD`
     """
     if not torch.cuda.is_available():
         why = "finds no CUDA driver or card" if torch.version.cuda else "is a build without CUDA"
@@ -22,8 +24,8 @@ def find_device(name: str) -> torch.device:
         raise ConfigInvalid(f"model.device {name}: torch finds {count} cards, so the last is cuda:{count - 1}")
     if (capability := torch.cuda.get_device_capability(index)) < OLDEST_CARD:
         raise ConfigInvalid(
-            f"model.device {name}: the card has compute capability {capability[0]}.{capability[1]}, and bfloat16 takes "
-            f"{OLDEST_CARD[0]}.{OLDEST_CARD[1]}; use model.device cpu"
+            f"model.device {name}: the card has compute capability {capability[0]}.{capability[1]}, and the kernels "
+            f"take {OLDEST_CARD[0]}.{OLDEST_CARD[1]} or later; use model.device cpu"
         )
     return torch.device("cuda", index)
 
@@ -36,6 +38,16 @@ def resolve(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device("cpu") if name == "cpu" else find_device(name)
+
+
+def dtype_of(device: torch.device) -> torch.dtype:
+    """Return the dtype of weights, activations, keys, values and adapters on a device.
+
+    float32 on the CPU, bfloat16 on a card that multiplies it, else float16, whose largest number is 65,504.
+    """
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= BFLOAT16_CARD else torch.float16
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -54,6 +54,7 @@ class PlainKernels(ABC):
             kv_item_bytes=kv_dtype.itemsize,
             kv_lanes=1,
             lora_item_bytes=lora_dtype.itemsize,
+            lora_half="float16" if lora_dtype is torch.float16 else "bfloat16",
         )
         weights, rows, adapters = PlainWeights(weight_dtype, torch_device), PlainRows(), PlainAdapters()
         experts, cache = PlainExperts(self.linear), PlainCache(kv_dtype, torch_device)

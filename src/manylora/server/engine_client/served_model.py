@@ -15,7 +15,7 @@ class ServedModel:
     base_dir          directory with config.json and tokenizer.json; the edge loads the tokenizer from it
     chat_template     the operator's template in place of the base's own; empty: there is none
     sha               fingerprint of the weights and their configuration
-    dtype             torch's name of the type: `bfloat16`, `float32`
+    dtype             torch's name of the type: `bfloat16`, `float16`, `float32`
     device            `cpu` or `cuda`
     max_model_len     positions of prompt and completion together
     vocab_size        token ids are in [0, vocab_size)
