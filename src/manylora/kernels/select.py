@@ -42,7 +42,8 @@ def select_kernels(
     reference    torch only, float32: slow, exact, needs no compiler
     torch        torch only, on the CPU in float32 and on a card in bfloat16, before compute capability 8.0 in float16
     triton       own kernels in Triton, and torch for products, on a card
-    auto         triton on a card. On a CPU native-bf16 where the processor and the compiler have it, else native;
+    auto         triton on a card, torch where it is not installed.
+                 On a CPU native-bf16 where the processor and the compiler have it, else native;
                  reference where no compiler is installed. The choice never depends on a timing: equal machines, and
                  one machine before and after a restart, give the same tokens
 
@@ -52,7 +53,8 @@ def select_kernels(
                   in int8; the reference kernels ignore it
         threads   size of the native pool
         spin_us   microseconds for which a worker of the pool spins before it sleeps
-    Raises: ValueError for an unknown name; `ConfigInvalid` for a card that torch does not find, and without Triton.
+    Raises: ValueError for an unknown name; `ConfigInvalid` for a card that torch does not find, and for `triton`
+            where it is not installed
     """
     if name not in KERNELS:
         raise ValueError(f"unknown kernels {name!r}: choose one of {', '.join(KERNELS)}")
@@ -74,7 +76,10 @@ def select_kernels(
 
 
 def _card_kernels(name: str, device: torch.device, quantize: str) -> Kernels:
-    """Return the kernels of a card, or the same of the CPU. Raises `ConfigInvalid` where Triton cannot be had."""
+    """Return the kernels of a card, or the same of the CPU.
+
+    Without Triton `auto` is torch alone, with one warning. Raises: `ConfigInvalid` where `triton` cannot be had.
+    """
     dtype = dtype_of(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # Triton launches, and streams are made, on the current one
@@ -84,6 +89,9 @@ def _card_kernels(name: str, device: torch.device, quantize: str) -> Kernels:
         from manylora.kernels.cuda.jit.backend import TritonKernels
         from manylora.kernels.cuda.jit.programs.interpreting import is_interpreting
     except ImportError as error:
+        if name == "auto":
+            log.warning("kernels.fallback to=torch reason=%s; install triton for kernels of its own", error)
+            return TorchKernels(device, dtype, free_bytes(device), quantize)
         raise ConfigInvalid(f"model.kernels {name}: {error}; install triton, or use model.kernels torch") from error
     if device.type == "cpu" and not is_interpreting():
         raise ConfigInvalid(

@@ -77,7 +77,10 @@ def build_engine(config: Config, report: ReportLine) -> tuple[Engine, ServedMode
     Raises: as `build_engine_on`; `ConfigInvalid` for a card that torch does not find
     """
     resources = find_resources((os.getpid(),))
-    return build_engine_on(_choose_kernels(config, resources), config, report, resources)
+    kernels = _choose_kernels(config, resources)
+    if kernels.name == "torch":  # perhaps in place of Triton's, which alone capture steps
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, kernels="torch"))
+    return build_engine_on(kernels, config, report, resources)
 
 
 def build_engine_on(

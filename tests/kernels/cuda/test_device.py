@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from manylora.errors import ConfigInvalid
+from manylora.kernels import select
 from manylora.kernels.cuda.device import dtype_of, resolve
 from manylora.kernels.select import select_kernels
 from tests.kernels.cuda.interpreted import require_triton
@@ -64,6 +65,23 @@ def test_kernels_in_triton_run_on_a_cpu_in_the_interpreter_alone(monkeypatch: py
     monkeypatch.setattr("manylora.kernels.cuda.jit.programs.interpreting.is_interpreting", lambda: False)
     with pytest.raises(ConfigInvalid, match=r"^model\.kernels triton computes on a card: .*TRITON_INTERPRET=1"):
         select_kernels("triton", 1)
+
+
+def test_auto_is_torch_on_a_card_without_triton_with_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The card is played: its tensors are those of host memory."""
+    card = torch.device("meta")
+    monkeypatch.setattr(select, "resolve", lambda name: card)
+    monkeypatch.setattr(select, "dtype_of", lambda device: torch.bfloat16)
+    monkeypatch.setattr(select, "free_bytes", lambda device: 1 << 30)
+    monkeypatch.setitem(sys.modules, "manylora.kernels.cuda.jit.backend", None)
+    kernels = select_kernels("auto", 1, device="cuda")
+    assert (kernels.name, kernels.own_memory_bytes) == ("torch", 1 << 30)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("kernels.fallback to=torch reason=")
+    with pytest.raises(ConfigInvalid, match=r"^model\.kernels triton: .*install triton, or use model.kernels torch$"):
+        select_kernels("triton", 1, device="cuda")
 
 
 def test_without_triton_the_line_names_the_package_and_the_other_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

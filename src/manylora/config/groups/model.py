@@ -107,14 +107,14 @@ class ModelConfig:
         text="""
         The arithmetic. `native`: C++ kernels with bf16 weights and float32 activations. `native-bf16`: the same with
         activations rounded to bf16 in linear layers and in attention, more than twice as fast for many rows, on
-        processors with AVX512-BF16 ([how](decisions/bf16-products.md)). `reference`: plain float32, slow, the oracle
-        of the tests. `torch`: operations of torch alone, on any `model.device`. `triton`: own kernels in Triton beside
-        products of torch, on a card. `auto`: `triton` on a card; on a CPU `native-bf16` where it works, else `native`,
-        or `reference` without a compiler. `auto` chooses by the machine's features and never by a timing, so that equal
-        machines, and one machine before and after a restart, give the same tokens. A named back end of a CPU that
-        cannot work falls back to `native` with a warning. Machines with and without AVX512-BF16 round differently: name
-        `native` where both must agree. `onednn`, an earlier value, means `native-bf16` until release 0.3, with a
-        warning.
+        processors with AVX512-BF16 ([how](decisions/bf16-products.md)). `reference`: plain float32, slow, the oracle of
+        the tests. `torch`: operations of torch alone, on any `model.device`. `triton`: own kernels in Triton beside
+        products of torch, on a card. `auto`: `triton` on a card, or `torch` where Triton is not installed; on a CPU
+        `native-bf16` where it works, else `native`, or `reference` without a compiler. `auto` chooses by the machine's
+        features and never by a timing, so that equal machines, and one machine before and after a restart, give the
+        same tokens. A named back end of a CPU that cannot work falls back to `native` with a warning. Machines with and
+        without AVX512-BF16 round differently: name `native` where both must agree. `onednn`, an earlier value, means
+        `native-bf16` until release 0.3, with a warning.
         """,
     )
     quantize: str = setting(
