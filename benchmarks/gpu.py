@@ -24,6 +24,7 @@ import gc
 import itertools
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ if not __package__:  # run as a file, whose folder is on the path in place of th
     sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.card.base import Base, fitted
-from benchmarks.card.cases import CARD, DRY, Case, agreement, cases, timing
+from benchmarks.card.cases import CARD, DRY, Case, agreement, cases, timed, timing
 from benchmarks.card.ceilings import Ceilings, clock_of, measure
 from benchmarks.card.goals import print_table
 from benchmarks.card.results import Line, Results
@@ -74,6 +75,14 @@ class Run:
 
         return TritonKernels(self.device, self.dtype, **options)
 
+    def one_row_products(self) -> Any:  # as above
+        from manylora.kernels.cuda.jit.one_row import FILE, OneRowProducts, one_row_products
+
+        folder = Path(tempfile.mkdtemp(prefix="one-row-"))
+        if self.is_dry:
+            return OneRowProducts(folder / FILE, lambda run: timed(run, 1) / 1e3, "the interpreter")
+        return one_row_products(self.device, folder)
+
     def cases(self, dtype: torch.dtype) -> Iterator[Case]:
         return cases(DRY if self.is_dry else CARD, self.device, self.dtype, dtype)
 
@@ -89,22 +98,25 @@ class Run:
             yield timing(case, plain, own, self.rounds, ceilings)
 
     def base(self, size: Size, ceilings: Ceilings) -> Iterator[Line]:
-        """Take a base through its stages; yield its sizes before."""
+        """Take a base through its stages; yield its sizes before, and its products of one row behind them."""
+        products = self.one_row_products()
         if self.is_dry:
             from tests.kernels.cuda.recorder import RecordedGraphs
 
-            kernels = self.kernels(capture=RecordedGraphs())
+            kernels = self.kernels(capture=RecordedGraphs(), one_row=products)
         else:
             gc.collect()  # the base before
             torch.cuda.empty_cache()
             free = free_bytes(self.device)
             size = size if free is None else fitted(size, free)
-            kernels = self.kernels(own_memory_bytes=free, capture=CudaGraphs())
+            kernels = self.kernels(own_memory_bytes=free, capture=CudaGraphs(), one_row=products)
         base = Base(size, kernels, self.device)
         yield {"weight_bytes": base.weight_bytes, "rows": size.rows, "context": size.context}
         stages = Stages(base, kernels.copies(), self.clock, self.rounds, ceilings)
         for name, stage in stages.all().items():
             self.results.take(size.name, name, stage)
+        for name, own in products.kept.items():
+            yield {"product": name, **own}
 
 
 def main() -> None:

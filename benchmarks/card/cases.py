@@ -17,8 +17,8 @@ from manylora.ids import Digest
 from manylora.kernels.cuda.backend import TorchKernels
 from manylora.kernels.cuda.packed import CardWeights
 from manylora.kernels.lora_batch import LoraSegment, PlacedAdapter
-from manylora.kernels.operands import AttentionBatch, Packed
-from manylora.kernels.projections import LoraTarget, Projection
+from manylora.kernels.operands import AttentionBatch, Packed, RopeTable
+from manylora.kernels.projections import LoraTarget, Projection, expert_index, table_width
 from manylora.kernels.weight_groups import GroupedWeight
 
 RANKS = (4, 8, 16, 64)
@@ -63,8 +63,11 @@ def cases(sizes: Sizes, device: torch.device, dtype: torch.dtype, given: torch.d
         x, delta, gate_up = drawn(rows, hidden), drawn(rows, hidden), drawn(rows, 2 * hidden)
         yield Case(f"add_norm, {rows} rows", 4 * x.nbytes, partial(added_norm, x, delta, weight))
         yield Case(f"gated_silu, {rows} rows", 3 * x.nbytes, partial(activated, gate_up))
+        yield norm_heads_case(sizes, rows, drawn)
+        yield rotation_case(sizes, rows, drawn, device)
         yield from lora_cases(sizes, x, drawn)
         yield experts_case(hidden, rows, drawn)
+        yield expert_lora_case(hidden, rows, drawn)
         yield from (four_bit_case(hidden, x, has_minima) for has_minima in (True, False))
         yield eight_bit_case(hidden, x)
     for context in sizes.contexts:
@@ -78,6 +81,58 @@ def added_norm(x: Tensor, delta: Tensor, weight: Tensor, own: TorchKernels) -> T
 
 def activated(gate_up: Tensor, own: TorchKernels) -> Tensor:
     return own.gated_silu(gate_up)
+
+
+def norm_heads_case(sizes: Sizes, rows: int, drawn: Callable[..., Tensor]) -> Case:
+    y, weight = drawn(rows, sizes.heads * sizes.head_dim), drawn(sizes.head_dim).float()
+
+    def run(own: TorchKernels) -> Tensor:
+        into = y.clone()
+        own.norm_heads(into, weight, 0, sizes.heads, sizes.head_dim, 1e-5)
+        return into
+
+    return Case(f"norm_heads, {rows} rows", 2 * y.nbytes, run)
+
+
+def rotation_case(sizes: Sizes, rows: int, drawn: Callable[..., Tensor], device: torch.device) -> Case:
+    """The rows of one sequence; the result has q, and the keys and values that were written."""
+    kv_heads, head_dim = sizes.kv_heads, sizes.head_dim
+    qkv = drawn(rows, (sizes.heads + 2 * kv_heads) * head_dim)
+    positions = torch.arange(rows, device=device)
+    angles = positions[:, None] / torch.arange(1, head_dim // 2 + 1, device=device)
+    rope = RopeTable(angles.cos(), angles.sin())
+    blocks = -(-rows // BLOCK)
+    tables = torch.arange(blocks, dtype=torch.int32, device=device)[None]
+    batch = AttentionBatch(positions.int(), positions, torch.zeros_like(positions).int(), tables)
+
+    def run(own: TorchKernels) -> Tensor:
+        kv: Any = own.new_kv(layers=1, num_blocks=blocks, block_size=BLOCK, kv_heads=kv_heads, head_dim=head_dim)
+        q = own.rotate_and_store(qkv, rope, kv, 0, sizes.heads, batch)
+        return torch.cat((q, *(part.flatten(0, 2)[:rows].flatten(1) for part in (kv.keys, kv.values))), dim=1)
+
+    return Case(f"rotate_and_store, {rows} rows", 2 * qkv.nbytes, run)
+
+
+def expert_lora_case(hidden: int, rows: int, drawn: Callable[..., Tensor]) -> Case:
+    """One adapter of rank 8 on the gates of eight experts, of which each row has two."""
+    inner, rank, count = hidden // 4, 8, 8
+    table = np.zeros((1, table_width(count), 3), dtype=np.int64)
+    parts, used = [], 0
+    for expert in range(count):
+        a, b = drawn(rank * hidden), drawn(rank * inner) * 0.02
+        table[0, expert_index(Projection.GATE, expert)] = used, used + a.numel(), rank
+        used += a.numel() + b.numel()
+        parts += [a, b]
+    placed = PlacedAdapter(Digest("0" * 64), torch.cat(parts), table)
+    scores, picks, y = drawn(rows, count).float(), drawn(2 * rows, hidden), drawn(2 * rows, inner)
+    targets = (LoraTarget(expert_index(Projection.GATE, 0), 0, inner),)
+
+    def run(own: TorchKernels) -> Tensor:
+        into, routes = y.clone(), own.route(scores, 2, True)
+        own.add_expert_lora(routes, into, picks, own.prepare_lora((LoraSegment(0, rows, placed),)), 0, targets)
+        return into
+
+    return Case(f"add_expert_lora, {rows} rows", placed.image.nbytes + picks.nbytes + 2 * y.nbytes, run)
 
 
 def experts_case(hidden: int, rows: int, drawn: Callable[..., Tensor]) -> Case:

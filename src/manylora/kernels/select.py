@@ -52,6 +52,7 @@ def select_kernels(
         quantize  `int8`, `int4`: the form in which the kernels hold the linear layers, and the embedding and the head
                   in int8; the reference kernels ignore it
         threads   size of the native pool
+        cache_dir of compiled kernels, and of the choice between products of one row
         spin_us   microseconds for which a worker of the pool spins before it sleeps
     Raises: ValueError for an unknown name; `ConfigInvalid` for a card that torch does not find, and for `triton`
             where it is not installed
@@ -61,7 +62,7 @@ def select_kernels(
     if name in CARD_KERNELS:
         found = resolve(device)
         if found.type != "cpu" or name != "auto":
-            return _card_kernels(name, found, quantize)
+            return _card_kernels(name, found, quantize, cache_dir)
     if name == "reference":
         return ReferenceKernels()
     try:
@@ -75,7 +76,7 @@ def select_kernels(
     return kernels
 
 
-def _card_kernels(name: str, device: torch.device, quantize: str) -> Kernels:
+def _card_kernels(name: str, device: torch.device, quantize: str, cache_dir: Path | None) -> Kernels:
     """Return the kernels of a card, or the same of the CPU.
 
     Without Triton `auto` is torch alone, with one warning. Raises: `ConfigInvalid` where `triton` cannot be had.
@@ -87,6 +88,7 @@ def _card_kernels(name: str, device: torch.device, quantize: str) -> Kernels:
         return TorchKernels(device, dtype, free_bytes(device), quantize)
     try:
         from manylora.kernels.cuda.jit.backend import TritonKernels
+        from manylora.kernels.cuda.jit.one_row import one_row_products
         from manylora.kernels.cuda.jit.programs.interpreting import is_interpreting
     except ImportError as error:
         if name == "auto":
@@ -99,7 +101,8 @@ def _card_kernels(name: str, device: torch.device, quantize: str) -> Kernels:
             "alone (TRITON_INTERPRET=1)"
         )
     capture = CudaGraphs() if device.type == "cuda" else None
-    return TritonKernels(device, dtype, free_bytes(device), quantize, capture=capture)
+    one_row = one_row_products(device, cache_dir) if cache_dir is not None and capture is not None else None
+    return TritonKernels(device, dtype, free_bytes(device), quantize, capture=capture, one_row=one_row)
 
 
 def _choose_format(name: str, native: NativeLibrary) -> WeightFormat:

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from manylora.kernels.cuda.jit import attention, experts, packed_products
+from manylora.kernels.cuda.jit import attention, experts, one_row, packed_products
 from manylora.kernels.cuda.jit.adapters import BLOCK_INPUTS, BLOCK_OUTPUTS, splits_of
 from manylora.kernels.cuda.jit.programs import (
     attention_kernels,
@@ -58,7 +58,7 @@ def variants(element: str) -> Iterator[Variant]:
         expanded = {**lora, "SPLITS": splits, "BLOCK_OUTPUTS": BLOCK_OUTPUTS}
         types = (rows, "i32", rows, "*i32", "*i32", "*fp32", "*i64", "*i32", "*i32", "*fp32", *["i32"] * 6)
         yield Variant(lora_kernels.expand_kernel, types, expanded)
-    yield from expert_variants(rows, is_wide)
+    yield from product_variants(rows, is_wide)
     yield from packed_variants(rows, is_wide)
     for adds in (True, False):
         types = (rows, "i32", rows, "i32", "*fp32", rows, "i32", "fp32")
@@ -71,7 +71,10 @@ def variants(element: str) -> Iterator[Variant]:
     yield from attention_variants(rows, is_wide)
 
 
-def expert_variants(rows: str, is_wide: bool) -> Iterator[Variant]:
+def product_variants(rows: str, is_wide: bool) -> Iterator[Variant]:
+    for out in (rows, "*fp32"):
+        values = {"BLOCK_OUTPUTS": one_row.BLOCK_OUTPUTS, "BLOCK_INPUTS": one_row.BLOCK_INPUTS}
+        yield Variant(product_kernels.one_row_kernel, (rows, rows, out, "i32", "i32"), values)
     for block_rows, count in itertools.product((experts.FEW_ROWS, experts.MANY_ROWS), (8, 128)):
         values = {"BLOCK_ROWS": block_rows, "BLOCK_OUTPUTS": experts.BLOCK_EXPERT_OUTPUTS, "BLOCK_EXPERTS": count}
         types = (rows, rows, rows, "*i64", "*i32", "*i32", *["i32"] * 3)

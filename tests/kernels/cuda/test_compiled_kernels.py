@@ -30,7 +30,7 @@ def test_every_kernel_fits_the_cards(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     found = [json.loads(line) for line in ended.stdout.splitlines()]
     kernels = {"grouped", "shrink_picks", "expand_picks", "shrink", "expand", "add_norm", "norm_heads", "gated_silu"}
-    kernels |= {"rotate_and_store", "attend", "combine", "groups_of_four_bits", "eight_bits"}
+    kernels |= {"one_row", "rotate_and_store", "attend", "combine", "groups_of_four_bits", "eight_bits"}
     kernels |= {"widen_four_bits", "widen_eight_bits"}
     for capability in SHARED_BYTES:
         assert {each["kernel"] for each in found if each["capability"] == capability} == {

@@ -11,11 +11,13 @@ from manylora.kernels.cuda.jit.adapters import LoraTiles, TritonAdapters
 from manylora.kernels.cuda.jit.attention import TritonAttention
 from manylora.kernels.cuda.jit.captured import CapturedForward
 from manylora.kernels.cuda.jit.experts import TritonExperts
+from manylora.kernels.cuda.jit.one_row import OneRowProducts
 from manylora.kernels.cuda.jit.packed_products import product, tiled
 from manylora.kernels.cuda.jit.rows import TritonRows
 from manylora.kernels.cuda.packed import EightBits, FourBits
 from manylora.kernels.interface import CompiledForward, Forward
 from manylora.kernels.operands import AttentionBatch, KvCache, Packed, StepInput
+from manylora.kernels.plain.weights import plain
 
 
 class TritonKernels(TorchKernels):
@@ -27,6 +29,7 @@ class TritonKernels(TorchKernels):
     Thread: one at a time.
 
     Args:  capture  records steps of decoding for their replay; None: every step runs operation by operation
+           one_row  products of one row; None: the library's
     """
 
     name = "triton"
@@ -39,9 +42,10 @@ class TritonKernels(TorchKernels):
         quantize: str = "none",
         *,
         capture: StepCapture | None = None,
+        one_row: OneRowProducts | None = None,
     ) -> None:
         super().__init__(device, dtype, own_memory_bytes, quantize)
-        self._capture = capture
+        self._capture, self._one_row = capture, one_row
         tiles = LoraTiles(device)
         rows, adapters = TritonRows(), TritonAdapters(device, tiles)
         self._experts = experts = TritonExperts(device, tiles, self.expert_linear)
@@ -70,10 +74,18 @@ class TritonKernels(TorchKernels):
         )
 
     def linear(self, x: Tensor, weight: Packed) -> Tensor:
-        return product(x, weight) if isinstance(weight, EightBits | FourBits) else super().linear(x, weight)
+        if isinstance(weight, EightBits | FourBits):
+            return product(x, weight)
+        if len(x) == 1 and self._one_row is not None:
+            return self._one_row.product(x, plain(weight), x.dtype)
+        return super().linear(x, weight)
 
     def logits(self, x: Tensor, head: Packed) -> Tensor:
-        return tiled(x, head, torch.float32) if isinstance(head, EightBits | FourBits) else super().logits(x, head)
+        if isinstance(head, EightBits | FourBits):
+            return tiled(x, head, torch.float32)
+        if len(x) == 1 and self._one_row is not None:
+            return self._one_row.product(x, plain(head), torch.float32)
+        return super().logits(x, head)
 
     def attend(self, q: Tensor, kv: KvCache, layer: int, window: int | None, batch: AttentionBatch) -> Tensor:
         return self._attention.attend(q, kv, layer, window, batch)

@@ -1,4 +1,4 @@
-"""Products of picks with experts, and of each pick with its adapters.
+"""Products of one row with a weight, of picks with experts, and of each pick with its adapters.
 
 A program of the experts' product has one tile of one expert's picks. Experts have as many tiles as their picks take, so
 that none is padded to the number of picks of another; a grid has the most tiles that so many picks may take, and
@@ -9,6 +9,30 @@ Source: sorted picks in one launch: MegaBlocks, arXiv 2211.15841; LoRA row by ro
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def one_row_kernel(
+    x,  # (inputs,)
+    weight,  # (outputs, inputs), contiguous
+    out,  # (outputs,)
+    inputs,
+    outputs,
+    BLOCK_OUTPUTS: tl.constexpr,
+    BLOCK_INPUTS: tl.constexpr,
+):
+    """Write the product of one row with a tile of outputs, multiplied and summed in float32, without `tl.dot`."""
+    output = tl.program_id(0) * BLOCK_OUTPUTS + tl.arange(0, BLOCK_OUTPUTS)
+    is_output = output < outputs
+    lines = weight + output.to(tl.int64)[:, None] * inputs
+    total = tl.zeros((BLOCK_OUTPUTS, BLOCK_INPUTS), dtype=tl.float32)
+    for first in range(0, inputs, BLOCK_INPUTS):
+        column = first + tl.arange(0, BLOCK_INPUTS)
+        is_input = column < inputs
+        some_x = tl.load(x + column, mask=is_input, other=0.0).to(tl.float32)
+        some_weight = tl.load(lines + column[None, :], mask=is_output[:, None] & is_input[None, :], other=0.0)
+        total += some_weight.to(tl.float32) * some_x[None, :]
+    tl.store(out + output, tl.sum(total, axis=1).to(out.dtype.element_ty), mask=is_output)
 
 
 @triton.jit

@@ -1,0 +1,1 @@
+"""Products on a card: of one row, and of experts."""
