@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from manylora.kernels.cuda.jit import attention, experts, one_row, packed_products
-from manylora.kernels.cuda.jit.adapters import BLOCK_INPUTS, BLOCK_OUTPUTS, splits_of
+from manylora.kernels.cuda.jit.adapters import BLOCK_INPUTS, BLOCK_OUTPUTS, LONG_BLOCK_OUTPUTS, splits_of
+from manylora.kernels.cuda.jit.chunks import LONG_CHUNK_ROWS
 from manylora.kernels.cuda.jit.programs import (
     attention_kernels,
     lora_kernels,
@@ -48,16 +49,17 @@ class Variant(NamedTuple):
 def variants(element: str) -> Iterator[Variant]:
     """Yield the variants with rows of this dtype."""
     rows, is_wide = f"*{element}", ELEMENTS[element]
-    lora = {"IS_WIDE": is_wide, "ROWS": lora_kernels.CHUNK_ROWS, "RANKS": lora_kernels.PAGE_RANKS}
-    lora["TABLE_ENTRY"] = lora_kernels.ENTRY
-    for inputs in (576, 4096, 14_336) if element == "bf16" else (4096,):
-        splits, split = splits_of(inputs)
-        shrunk = {**lora, "SPLIT_INPUTS": split, "BLOCK_INPUTS": BLOCK_INPUTS}
-        types = (rows, "i32", rows, "*i32", "*i64", "*i32", "*fp32", *["i32"] * 8)
-        yield Variant(lora_kernels.shrink_kernel, types, shrunk)
-        expanded = {**lora, "SPLITS": splits, "BLOCK_OUTPUTS": BLOCK_OUTPUTS}
-        types = (rows, "i32", rows, "*i32", "*i32", "*fp32", "*i64", "*i32", "*i32", "*fp32", *["i32"] * 6)
-        yield Variant(lora_kernels.expand_kernel, types, expanded)
+    for chunk_rows, block in ((lora_kernels.CHUNK_ROWS, BLOCK_OUTPUTS), (LONG_CHUNK_ROWS, LONG_BLOCK_OUTPUTS)):
+        lora = {"IS_WIDE": is_wide, "ROWS": chunk_rows, "RANKS": lora_kernels.PAGE_RANKS}
+        lora["TABLE_ENTRY"] = lora_kernels.ENTRY
+        for inputs in (576, 4096, 14_336) if element == "bf16" else (4096,):
+            splits, split = splits_of(inputs)
+            shrunk = {**lora, "SPLIT_INPUTS": split, "BLOCK_INPUTS": BLOCK_INPUTS}
+            types = (rows, "i32", rows, "*i32", "*i64", "*i32", "*fp32", *["i32"] * 8)
+            yield Variant(lora_kernels.shrink_kernel, types, shrunk)
+            expanded = {**lora, "SPLITS": splits, "BLOCK_OUTPUTS": block}
+            types = (rows, "i32", rows, "*i32", "*i32", "*fp32", "*i64", "*i32", "*i32", "*fp32", *["i32"] * 6)
+            yield Variant(lora_kernels.expand_kernel, types, expanded)
     yield from product_variants(rows, is_wide)
     yield from packed_variants(rows, is_wide)
     for adds in (True, False):

@@ -17,7 +17,7 @@ from tests.kernels.test_lora import fused
 
 require_triton()
 from manylora.kernels.cuda.jit.adapters import TritonAdapters, splits_of  # noqa: E402 - after the check
-from manylora.kernels.cuda.jit.chunks import chunked  # noqa: E402
+from manylora.kernels.cuda.jit.chunks import LONG_CHUNK_ROWS, LONG_SEGMENT, StagedLora, chunked  # noqa: E402
 from manylora.kernels.cuda.jit.programs.lora_kernels import CHUNK_ROWS  # noqa: E402
 
 RANKS = (1, 3, 8, 16, 24, 64, 128)
@@ -30,6 +30,7 @@ PATTERNS: dict[str, Spans] = {
     "base rows between": ((1, 2, 2, 1.0), (4, 9, 0, 1.0), (12, 14, 3, 1.0)),
     "mixes": ((0, 3, 0, 0.5), (0, 3, 1, -2.0), (3, 4, 0, 1.0), (5, 23, 2, 1.0), (5, 23, 0, 0.0), (5, 23, 3, 1.5)),
 }
+RANKED = ((1, (5, 0)), (2, (24, 3)), (3, (1, 17)))
 OWN_RANKS = {1: (5, 0, 17), 2: (16, 2, 2), 3: (0, 0, 33)}
 
 
@@ -88,6 +89,19 @@ def test_gains_and_biases_agree(dtype: str) -> None:
     outs = {(layer, int(target.projection)): target.out for layer in range(2) for target in targets}
     placed = [add_extras(plain[0], 7, hidden=40, vocab=50, outs=outs), plain[1]]
     assert error(*both(PATTERNS["base rows between"], placed, 40, targets, DTYPES[dtype])) < CLOSE[dtype]
+
+
+def test_a_long_segment_has_chunks_of_many_rows_and_the_results_of_few() -> None:
+    """Beside rows of other adapters, a mix, and a tail that fills no chunk; what a capture reads has few rows."""
+    targets, rows = fused(70, 8), LONG_SEGMENT + 5
+    placed = [make_adapter(seed, ranks=ranks, width=40, targets=targets, dtype=torch.float32) for seed, ranks in RANKED]
+    spans = ((1, 2, 0, 1.0), (2, rows, 1, 1.0), (2, rows, 2, -0.5), (rows, rows + 3, 2, 1.0))
+    own = segments(spans, placed)
+    staged = TritonAdapters(HOST).prepare_lora(own).native
+    assert isinstance(staged, StagedLora)
+    assert int(staged.host.chunks[:, 1].max()) == staged.host.most_rows == CHUNK_ROWS
+    assert staged.on(HOST).chunks[:, 1].tolist() == [1, LONG_CHUNK_ROWS, LONG_CHUNK_ROWS, 3, 3]
+    assert error(*both(spans, placed, 40, targets, torch.float32)) < CLOSE["float32"]
 
 
 def test_a_row_has_the_same_bits_alone_and_beside_others() -> None:

@@ -13,7 +13,8 @@ from manylora.kernels.lora_batch import LoraBatch, LoraSegment
 from manylora.kernels.projections import LoraTarget
 
 BLOCK_INPUTS = 64
-BLOCK_OUTPUTS = 128
+BLOCK_OUTPUTS, LONG_BLOCK_OUTPUTS = 128, 64
+"""Outputs of a tile with chunks of few rows and of many, whose sums fit the registers of a thread."""
 LEAST_SPLIT = 512
 MOST_SPLITS = 8
 MOST_PAGE_PROGRAMS = 4
@@ -25,22 +26,18 @@ class LoraTiles:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._known: dict[tuple[LoraTarget, ...], tuple[Tensor, Tensor]] = {}
+        self._known: dict[tuple[tuple[LoraTarget, ...], int], tuple[Tensor, Tensor]] = {}
 
-    def of(self, targets: tuple[LoraTarget, ...]) -> tuple[Tensor, Tensor]:
+    def of(self, targets: tuple[LoraTarget, ...], block: int = BLOCK_OUTPUTS) -> tuple[Tensor, Tensor]:
         """Return (targets, 3) int32: index, column, outputs; and (tiles, 2) int32: target, first output."""
-        if targets not in self._known:
+        if (targets, block) not in self._known:
             places = [(target.projection, target.column, target.out) for target in targets]
-            tiles = [
-                (number, first)
-                for number, target in enumerate(targets)
-                for first in range(0, target.out, BLOCK_OUTPUTS)
-            ]
-            self._known[targets] = (
+            tiles = [(number, first) for number, target in enumerate(targets) for first in range(0, target.out, block)]
+            self._known[targets, block] = (
                 torch.tensor(places, dtype=torch.int32).to(self._device),
                 torch.tensor(tiles, dtype=torch.int32).to(self._device),
             )
-        return self._known[targets]
+        return self._known[targets, block]
 
 
 class TritonAdapters:
@@ -58,18 +55,22 @@ class TritonAdapters:
         self, segments: tuple[LoraSegment, ...], sampled: tuple[LoraSegment, ...] = (), vocabulary: int = 0
     ) -> LoraBatch:
         batch = LoraBatch(segments, sampled, vocabulary)
-        return dataclasses.replace(batch, native=StagedLora(chunked(segments, CHUNK_ROWS))) if segments else batch
+        if not segments:
+            return batch
+        return dataclasses.replace(batch, native=StagedLora(segments, chunked(segments, CHUNK_ROWS)))
 
     def add_lora(self, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
         own = chunks_of(lora, self._device)
         if own is None or not own.most_rank:
             return
         _, layers, width, _ = own.tables.shape
-        places, tiles = self._tiles.of(targets)
+        rows = own.most_rows
+        block_outputs = BLOCK_OUTPUTS if rows == CHUNK_ROWS else LONG_BLOCK_OUTPUTS
+        places, tiles = self._tiles.of(targets, block_outputs)
         pages, num_items, inputs = triton.cdiv(own.most_rank, PAGE_RANKS), len(own.items), x.shape[1]
         splits, split_inputs = splits_of(inputs)
         partial = torch.empty(
-            (splits, len(targets), num_items, CHUNK_ROWS, pages * PAGE_RANKS), dtype=torch.float32, device=x.device
+            (splits, len(targets), num_items, rows, pages * PAGE_RANKS), dtype=torch.float32, device=x.device
         )
         wide, page_programs = is_wide(own.image.dtype), min(pages, MOST_PAGE_PROGRAMS)
         shrink_kernel[(num_items, splits, len(targets) * page_programs)](
@@ -91,7 +92,7 @@ class TritonAdapters:
             SPLIT_INPUTS=split_inputs,
             BLOCK_INPUTS=BLOCK_INPUTS,
             IS_WIDE=wide,
-            ROWS=CHUNK_ROWS,
+            ROWS=rows,
             RANKS=PAGE_RANKS,
             TABLE_ENTRY=ENTRY,
         )
@@ -113,9 +114,9 @@ class TritonAdapters:
             num_items,
             len(targets),
             SPLITS=splits,
-            BLOCK_OUTPUTS=BLOCK_OUTPUTS,
+            BLOCK_OUTPUTS=block_outputs,
             IS_WIDE=wide,
-            ROWS=CHUNK_ROWS,
+            ROWS=rows,
             RANKS=PAGE_RANKS,
             TABLE_ENTRY=ENTRY,
         )

@@ -16,6 +16,8 @@ _Parts = tuple[tuple[int, float], ...]
 """The adapters of one span of rows by number, in order, with their weights."""
 
 
+LONG_SEGMENT, LONG_CHUNK_ROWS = 128, 64
+"""Rows of a segment from which on the chunks of its step have so many rows: fewer programs read a prompt's adapter."""
 CHUNK_TENSORS = ("chunks", "items", "weights", "tables", "row_items")
 """The tensors of `LoraChunks` that a step brings to the device."""
 
@@ -32,6 +34,7 @@ class LoraChunks:
     image      one of the images, for its dtype
     most_rank  the largest rank in the tables
     most_items the most items of a row
+    most_rows  the most rows of a chunk, which are those of a tile
     A chunk or an item of no rows is skipped, whatever its other numbers are.
     """
 
@@ -43,19 +46,25 @@ class LoraChunks:
     image: Tensor
     most_rank: int
     most_items: int
+    most_rows: int
 
 
 @dataclass(slots=True)
 class StagedLora:
-    """The chunks of a batch in host memory, and on the device from the first step on that asks for them there."""
+    """The chunks of a batch in host memory, and on the device from the first step on that asks for them there.
 
+    host  of few rows, which a captured step has
+    """
+
+    segments: tuple[LoraSegment, ...]
     host: LoraChunks
     _placed: LoraChunks | None = field(default=None, init=False)
 
     def on(self, device: torch.device) -> LoraChunks:
-        """Return the chunks on the device."""
+        """Return the chunks on the device: larger ones, where a segment is long."""
         if self._placed is None:
-            host = self.host
+            is_long = max(segment.stop - segment.start for segment in self.segments) >= LONG_SEGMENT
+            host = chunked(self.segments, LONG_CHUNK_ROWS) if is_long else self.host
             parts = {name: getattr(host, name).to(device) for name in CHUNK_TENSORS}
             self._placed = dataclasses.replace(host, **parts)
         return self._placed
@@ -88,6 +97,7 @@ def chunked(segments: Sequence[LoraSegment], most_rows: int) -> LoraChunks:
         image=adapters[0].image,
         most_rank=int(tables[..., 2].max()),
         most_items=int(row_items[:, 1].max()),
+        most_rows=most_rows,
     )
 
 

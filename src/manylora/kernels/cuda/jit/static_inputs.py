@@ -11,7 +11,7 @@ from torch import Tensor
 
 from manylora.kernels.captures.limits import CaptureLimits, captured_rows, items_of, row_items_of
 from manylora.kernels.cuda.jit.chunks import CHUNK_TENSORS, LoraChunks
-from manylora.kernels.cuda.jit.programs.lora_kernels import ENTRY
+from manylora.kernels.cuda.jit.programs.lora_kernels import CHUNK_ROWS, ENTRY
 from manylora.kernels.cuda.staging import StagedAttention
 from manylora.kernels.lora_batch import LoraBatch
 from manylora.kernels.operands import AttentionBatch, StepInput
@@ -123,6 +123,7 @@ class StaticInputs:
             image=image.new_empty(0),  # its dtype alone is read, and a view would keep an evicted adapter's memory
             most_rank=self._limits.max_rank,
             most_items=row_items_of(rows),
+            most_rows=CHUNK_ROWS,
         )
 
     def clear(self) -> None:
