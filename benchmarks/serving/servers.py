@@ -9,6 +9,8 @@ from manylora.bench.servers import Fields, Server
 from manylora.config.folders import cache_dir
 
 MAX_STREAMS = 32
+MAX_TOKENS = 2304
+"""Of one stream: the longest prompt of the workloads, its reply, and the blocks that llama.cpp rounds up to."""
 
 
 class Vllm:
@@ -62,7 +64,7 @@ class LlamaCpp:
 
     def command(self, port: int, base: Path, adapters: Sequence[Path]) -> list[str]:
         command = [str(self._server), "-m", str(self._converted(base)), "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--parallel", str(MAX_STREAMS), "--ctx-size", str(512 * MAX_STREAMS), "--no-webui"]
+        command += ["--parallel", str(MAX_STREAMS), "--ctx-size", str(MAX_TOKENS * MAX_STREAMS), "--no-webui"]
         command += ["--threads", str(len(os.sched_getaffinity(0)))]
         if adapters:
             files = ",".join(str(self._converted(adapter, base)) for adapter in adapters)

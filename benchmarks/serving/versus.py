@@ -15,7 +15,7 @@ import asyncio
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,9 +51,12 @@ class Case:
 
 
 SINGLE = Case("single", 0)
+TRIAGE = Case("triage", 0)
+LONG = Case("long", 0, 5.0)
 CASES = (
     Case("chat", 0, 2.5),
-    Case("triage", 0),
+    TRIAGE,
+    LONG,
     SINGLE,
     Case("triage", 1),
     Case("triage", 8),
@@ -146,9 +149,9 @@ def summarise(rounds: list[Figures]) -> dict[str, dict[str, float]]:
 
 
 def ratios(results: Results) -> dict[str, dict[str, float]]:
-    """S1, S2 and S3 of the targets, as far as the servers measured allow."""
+    """S1, S2, S3 and L1 of the targets, as far as the servers measured allow."""
     found: dict[str, dict[str, float]] = {}
-    for case in (case for case in CASES if case.adapters == 0 and case is not SINGLE):
+    for case in (case for case in CASES if case.adapters == 0 and case not in (SINGLE, LONG)):
         for peer in _peers(results, case):
             found[f"S1 {case.label}: throughput ÷ {peer}'s"] = _ratio(results, case, peer, "output_tokens_per_s")
     for ours in (PLAIN, Manylora.name):
@@ -159,7 +162,19 @@ def ratios(results: Results) -> dict[str, dict[str, float]]:
         if case.adapters:
             for peer in _peers(results, case):
                 found[f"S3 {case.label}: throughput ÷ {peer}'s"] = _ratio(results, case, peer, "output_tokens_per_s")
+    if all(results.get(case.label, {}).get(Manylora.name) for case in (LONG, TRIAGE)):
+        long, triage = (_prompt_rates(results, case, Manylora.name) for case in (LONG, TRIAGE))
+        found[f"L1 {LONG.label}: prompt tokens/s ÷ {TRIAGE.workload}'s"] = _quotient(long, triage)
+    for peer in _peers(results, LONG):
+        sides = (_prompt_rates(results, LONG, name) for name in (Manylora.name, peer))
+        found[f"L1 {LONG.label}: prompt tokens/s ÷ {peer}'s"] = _quotient(*sides)
     return found
+
+
+def _prompt_rates(results: Results, case: Case, name: str) -> list[float]:
+    """Return tokens of prompt a second of each round, told by the replies' tokens, which are finer than requests."""
+    work = WORKLOADS[case.workload]
+    return [figures.output_tokens_per_s / work.output * work.prompt for figures in results[case.label][name]]
 
 
 def _peers(results: Results, case: Case) -> Iterator[str]:
@@ -168,7 +183,11 @@ def _peers(results: Results, case: Case) -> Iterator[str]:
 
 
 def _ratio(results: Results, case: Case, peer: str, figure: str, own: str = Manylora.name) -> dict[str, float]:
-    ours, theirs = ([asdict(figures)[figure] for figures in results[case.label][name]] for name in (own, peer))
+    return _quotient(*([asdict(figures)[figure] for figures in results[case.label][name]] for name in (own, peer)))
+
+
+def _quotient(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Return the ratio of the medians, and the least and the most of any pair of rounds."""
     if min(theirs) <= 0 or not ours:
         return {"median": float("inf")}
     return {
