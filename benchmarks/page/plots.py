@@ -348,6 +348,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("versus", peers),
     ("streams", load),
     ("lora-tax-chat", tax),
+    ("lora-tax-long", tax),
     ("lora-tax-triage-mixed", tax),
     ("catalogue", catalogue),
     ("catalogue-packed", catalogue),
