@@ -36,7 +36,7 @@ def stall_rows(record: Record, in_step: Record | None) -> Sequence[tuple[object,
     rows: list[tuple[object, ...]] = [
         ("longest ÷ median gap, adapters cold", *_spread(record["cold"])),
         ("the same, adapters warm", *_spread(record["warm"])),
-        ("cold ÷ warm", *_spread(record)),
+        ("cold ÷ warm" + (", 95 % interval of the median" if "low" in record else ""), *_spread(record)),
     ]
     if in_step is not None:
         rows.append(("longest ÷ median gap, adapters cold, loads inside the steps", *_spread(in_step["cold"])))
@@ -52,7 +52,9 @@ def other_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:
         "adapters-A5": "A5  check and pack of an adapter of 40 MB, 95th percentile, ms",
         "adapters-A6": "A6  largest logit error against transformers + PEFT in float32",
     }
-    return [(text, *_spread(records[name])) for name, text in figures.items() if name in records]
+    rows = [(text, *_spread(records[name])) for name, text in figures.items() if name in records]
+    tail = records.get("adapters-A4", {}).get("p99")
+    return rows if tail is None else [*rows, ("A4  99th percentile of the same ÷ all resident", *_spread(tail))]
 
 
 def hostile_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:
@@ -72,7 +74,8 @@ def hostile_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:
 
 
 def _spread(found: Record) -> tuple[str, str]:
-    return _figure(found["median"]), f"{_figure(found['min'])}–{_figure(found['max'])}"
+    low, high = ("low", "high") if "low" in found else ("min", "max")
+    return _figure(found["median"]), f"{_figure(found[low])}–{_figure(found[high])}"
 
 
 def _figure(value: float) -> str:

@@ -84,6 +84,9 @@ def main() -> None:
     result[f"mean first token of {large} ÷ {SMALL[1]}"] = extremes(
         [r[large].first_token_mean_ms / r[SMALL[1]].first_token_mean_ms for r in rounds]
     )
+    result[f"first token p99 of {large} ÷ {SMALL[1]}"] = extremes(
+        [r[large].first_token_p99_ms / r[SMALL[1]].first_token_p99_ms for r in rounds]
+    )
     for name, value in result.items():
         print(f"{name:<40}{value}")
     errors = sum(figures.errors for found in rounds for figures in found.values())
@@ -99,6 +102,9 @@ def main() -> None:
         }
         record["tokens_per_s"] = {
             size: extremes([found[size].output_tokens_per_s for found in rounds]) for size in sizes
+        }
+        record["first_token_p99_ms"] = {
+            size: extremes([found[size].first_token_p99_ms for found in rounds]) for size in sizes
         }
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
