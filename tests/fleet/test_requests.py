@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from manylora.engine.events import Finished, FinishReason
@@ -66,6 +67,23 @@ def test_a_lost_engine_ends_streams_and_hands_requests_without_a_token_to_anothe
         await until(lambda: len(ends) == 5)
         assert sorted(each.request_id for each in ends) == sorted(each.request.id for each in (running, *waiting))
         await until(lambda: not lost.engine.live)  # the host has ended what its edge has left
+
+    run(tmp_path, 2, scenario)
+
+
+def test_an_engine_that_is_silent_gives_its_requests_without_a_token_to_another(tmp_path: Path) -> None:
+    async def scenario(house: FleetHouse) -> None:
+        edge = await house.edge()
+        waiting = [edge.generate(request("WAIT SAY:ok")) for _ in range(4)]
+        await until(lambda: sum(len(each.engine.live) for each in house.hosts) == 4)
+        silent, other = sorted(house.hosts, key=lambda each: -len(each.engine.live))
+        assert silent.engine.live
+        replica = house.transports[edge]._replicas[silent.host.address]
+        # Its beats come each half second: to this edge it is silent between two of them.
+        replica._identity = replace(replica._identity, peer_timeout_s=0.1)
+        await until(lambda: len(other.engine.live) == 4)
+        assert all(each.finished is None for each in waiting)
+        await until(lambda: not silent.engine.live)
 
     run(tmp_path, 2, scenario)
 
