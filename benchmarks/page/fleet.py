@@ -117,11 +117,10 @@ def goals(records: Record) -> str:
         rows += _ratios(records, name)
         rows += _crowds_and_deaths(records, name)
     for found in records.get("routing", {}).get("routing", []):
-        value, said = found["first_four_us"]["p50"], f"{found['replicas']:,} replicas, {found['adapters']:,} adapters"
-        whole = f"the whole order {found['whole_order_us']['p50']}"
-        rows.append(
-            ("H6", "", f"a ranking of {said}, its first four, µs", "≤ 100", value, whole, _verdict(value <= 100))
-        )
+        value, said = found["edge_us"]["p50"], f"{found['replicas']:,} replicas, {found['adapters']:,} adapters"
+        alone = f"the ranking alone {found['first_four_us']['p50']}, of all {found['whole_order_us']['p50']}"
+        said = f"an edge's choice among {said}, µs"
+        rows.append(("H6", "", said, "≤ 100", value, alone, _verdict(value <= 100)))
     head = ("", "profile", "figure", "target", "median", "interval or range", "")
     return "\n".join(["## Against the targets", "", table(head, rows)])
 
