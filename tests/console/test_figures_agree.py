@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from manylora.console.pages import usage
 from manylora.control.billing.ledger import insert_records
 from manylora.control.billing.periods import parse_period
 from manylora.control.calendar import day_of, offsets_of
@@ -60,6 +61,35 @@ def test_records_api_csv_page_and_invoice_agree_to_the_token(tmp_path: Path, zon
         assert cost == invoice["total_nanousd"] > 0
         assert page[-1][-1] == dollars(cost)
         assert dollars(cost) in (await browser.get("/console/billing/invoices/2023-11")).text
+
+    in_console(tmp_path, scenario)
+
+
+def test_the_csv_of_each_page_has_the_rows_of_that_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "PAGE_SIZE", 2)
+    names = ["=1+1", "tone/1", "triage/1", "triage/2", "voice/1"]
+
+    async def scenario(house: ConsoleHouse) -> None:
+        browser, plane = house.new_browser(), house.plane
+        await browser.sign_up("acme")
+        opened_ms = plane.control.now_ms()
+        rows = [record(n, adapter=name, opened_ms=opened_ms) for n, name in enumerate([*names, *names])]
+        await insert_records(plane.control, rows)
+        path, seen = "/console/usage?by=adapter&zone=Asia/Tokyo&from=2023-11-01&to=2023-11-30", list[str]()
+        while path:
+            page = (await browser.get(path)).text
+            shown = [row[0] for row in rows_of(page)[1:-1]]
+            file = re.search(r'href="(/console/usage\.csv[^"]*)"', page)
+            assert file is not None
+            lines = list(csv.DictReader(io.StringIO((await browser.get(unescape(file[1]))).text)))
+            assert [line["adapter"].removeprefix("'") for line in lines] == shown
+            assert {(line["zone"], line["requests"]) for line in lines} == {("Asia/Tokyo", "2")}
+            assert rows_of(page)[-1][1] == str(2 * len(names)), "the foot is the whole period's"
+            assert all(line["adapter"][0] not in "=+-@" for line in lines), "no spreadsheet reads a formula"
+            seen += shown
+            onward = re.search(r'href="(/console/usage\?[^"]*)">Next page<', page)
+            path = unescape(onward[1]) if onward else ""
+        assert seen == names
 
     in_console(tmp_path, scenario)
 

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from manylora.console.application import ROUTERS
 from tests.console.house import PASSWORD, Browser, ConsoleHouse, in_console, text_of, token_of
 from tests.console.test_pages import upload
+from tests.control.rollouts.test_rules import ready_versions
 from tests.control.uploading import base_settings
 
 REPO = "/adapters/{owner}/{repo}"
@@ -35,25 +36,38 @@ STRANGERS_ACTS: dict[str, dict[str, str]] = {
     "PUT /adapters/upload/{tenant}/{upload}/{file}": {},
 }
 """Acts on an object of the address, with the fields of their forms."""
+PAGES_OF_OBJECTS = {
+    f"GET {REPO}", f"GET {REPO}/{{tag}}", f"GET {REPO}/aliases/{{alias}}", f"GET {REPO}/promotions",
+    "GET /adapters/upload/{tenant}/{upload}/{file}",
+}  # fmt: skip
+"""Pages of an object of the address, which its owner sees."""
+OWN_OBJECTS = {"GET /billing/invoices/{month}", "GET /billing/documents/{invoice}"}
+"""Pages of months, and of invoices, whose numbers `test_money.py` gives to another tenant."""
 READS = ("/v2/repos?limit=100", "/v1/account/keys", "/v1/account/budgets", "/v1/account/webhooks",
          "/v1/account/sessions", "/v2/repos/triage/aliases/prod")  # fmt: skip
 PASSING = {"last_used", "lastUsed"}
 """Fields that reads change by themselves."""
 
 
-def acts() -> set[str]:
-    """Every route of the console that changes something, without the prefix of the console."""
+def routes() -> set[str]:
+    """Every route of the console, without the prefix of the console."""
     found = [route for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)]
-    return {
-        f"{method} {route.path.removeprefix('/console')}"
-        for route in found
-        for method in (route.methods or set()) - {"GET", "HEAD"}
-    }
+    return {f"{method} {route.path.removeprefix('/console')}" for route in found for method in route.methods or ()}
+
+
+def acts() -> set[str]:
+    """Every route that changes something."""
+    return {route for route in routes() if route.partition(" ")[0] not in ("GET", "HEAD")}
 
 
 def test_each_act_is_the_visitor_s_own_or_names_an_object_that_is_tested() -> None:
     operators = {act for act in acts() if act.partition(" ")[2].startswith("/operator/")}
     assert acts() - operators == OWN_ACTS | set(STRANGERS_ACTS)
+
+
+def test_each_page_of_an_object_is_tested() -> None:
+    found = {route for route in routes() - acts() if "{" in route and " /operator/" not in route}
+    assert found == PAGES_OF_OBJECTS | OWN_OBJECTS
 
 
 @dataclass
@@ -66,7 +80,12 @@ class Tenant:
 
     @property
     def token(self) -> str:
-        return self.browser.client.cookies["manylora_session"]
+        return key_of(self.browser)
+
+
+def key_of(browser: Browser) -> str:
+    """The key of a browser's session."""
+    return str(browser.client.cookies["manylora_session"])
 
 
 async def furnished(house: ConsoleHouse, browser: Browser, name: str) -> Tenant:
@@ -109,6 +128,33 @@ async def refusals(acting: Tenant, owner: Tenant, wanted: Iterable[str]) -> dict
         if not is_refused:
             found[act] = reply.status_code
     return found
+
+
+def test_no_page_shows_an_object_of_another_tenant_to_a_namesake_s_owner(tmp_path: Path) -> None:
+    async def scenario(house: ConsoleHouse) -> None:
+        browsers = {tenant: house.new_browser() for tenant in ("acme", "rival")}
+        for tenant, browser in browsers.items():
+            key = await ready_versions(house.plane, 2, tenant)
+            await house.plane.call("PUT", "/v2/repos/triage/aliases/prod", {"version": 2}, key=key)
+            await house.plane.call("PUT", "/v1/account/login", {"password": PASSWORD}, key=key)
+            await browser.sign_in(tenant)
+        owner, stranger = browsers.values()
+        token = {"x-form-token": token_of((await owner.get("/console/adapters")).text)}
+        begun = await owner.client.post("/console/adapters/upload", json={"repo": "triage"}, headers=token)
+        _, upload, file = next(iter(begun.json()["files"].values())).rsplit("/", 2)
+        places = {"owner": "acme", "repo": "triage", "tag": "2", "alias": "prod"}
+        places |= {"tenant": "acme", "upload": upload, "file": file}
+        for page in sorted(PAGES_OF_OBJECTS):
+            path = "/console" + page.partition(" ")[2].format(**places)
+            assert (await owner.get(path)).status_code == 200, path
+            assert (await stranger.get(path)).status_code == 404, path
+        await house.plane.call("PUT", "/v2/repos/triage", {"public": True}, key=key_of(owner))
+        shown = {f"GET {REPO}", f"GET {REPO}/{{tag}}"}
+        for page in sorted(PAGES_OF_OBJECTS):
+            status = (await stranger.get("/console" + page.partition(" ")[2].format(**places))).status_code
+            assert status == (200 if page in shown else 404), page
+
+    in_console(tmp_path, scenario)
 
 
 @pytest.mark.long
