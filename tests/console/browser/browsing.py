@@ -57,8 +57,11 @@ class Visit:
         self.page.get_by_role("button", name="Sign in").click()
         self.page.wait_for_url("**/console")
 
-    def ask(self, prompt: str) -> None:
+    def ask(self, prompt: str, *, right: str = "") -> None:
+        """Ask the base and another model; without a name the first of the others."""
         self.go("/playground")
+        if right:
+            self.page.locator("select[name=right]").select_option(right)
         self.page.get_by_label("Prompt").fill(prompt)
         self.page.get_by_role("button", name="Ask").click()
         self.page.locator(".facts", has_text="tokens").nth(1).wait_for()
@@ -87,8 +90,8 @@ class Visit:
 
 
 @contextmanager
-def console_server(folder: Path) -> Iterator[tuple[str, str]]:
-    """A server with keys, open sign-up and the fake engine: its address, and the operator's key."""
+def console_server(folder: Path, *more: str) -> Iterator[tuple[str, str]]:
+    """A server with keys, open sign-up and the fake engine: its address, and the operator's key of a first start."""
     base = base_settings(folder)["model.base"]
     file = Path(base) / "config.json"
     shape = json.loads(file.read_text(encoding="utf-8")) | {"vocab_size": VOCAB_SIZE}  # of the fake engine's tokenizer
@@ -101,9 +104,10 @@ def console_server(folder: Path) -> Iterator[tuple[str, str]]:
         "adapters.hub_endpoint=",
         READS,
         uploads,
+        *more,
     )
     with forked_server(Path(base), *settings) as (_, client):
-        key = (Path(base) / "printed").read_text(encoding="utf-8").partition("ADMIN ")[2].split()[0]
+        key = "".join((Path(base) / "printed").read_text(encoding="utf-8").partition("ADMIN ")[2].split()[:1])
         yield str(client.base_url).rstrip("/"), key
 
 

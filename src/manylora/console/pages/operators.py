@@ -149,6 +149,7 @@ async def fleet(page: OperatorPage) -> Response:
         has_engines=has_engines,
         error="" if adapters.is_ok or not has_engines else adapters.error,
         is_ready=ready.is_ok,
+        reason="" if ready.is_ok else ready.error,
         deployments=(await page.api.get("/admin/deployments", limit=MOST_ROWS))["data"],
     )
 
@@ -160,6 +161,7 @@ async def figures(page: OperatorPage) -> Response:
     tokens = [each for each in _samples(found, "manylora_tokens") if 'kind="completion"' in each["key"]]
     body = {
         "in_flight": sum(each["value"] for each in _samples(found, "manylora_in_flight")),
+        "waiting": sum(each["value"] for each in _samples(found, "lorax_queue_length")),
         "tokens": sum(each["value"] for each in tokens),
     }
     return page.finished(JSONResponse(body, headers=dict(PAGE_HEADERS)))

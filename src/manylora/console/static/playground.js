@@ -59,10 +59,25 @@
     } catch (error) { told.textContent = error.name === "AbortError" ? "stopped" : error.message; }
   };
 
+  const NAMES = new Map([[null, "None"], [true, "True"], [false, "False"]]);
+  // A value of JSON as a literal of Python.
+  const literal = (value) => {
+    if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
+    if (value instanceof Object) return `{${Object.entries(value).map((pair) => pair.map(literal).join(": ")).join(", ")}}`;
+    return NAMES.get(value) ?? JSON.stringify(value);
+  };
+  const call = (name, fields) => `${name}(\n${Object.entries(fields).map(([field, value]) => `    ${field}=${literal(value)},\n`).join("")})`;
+
   const programs = {
     curl: (address, made) => `curl -s ${address}/v1/chat/completions \\\n  -H "Authorization: Bearer $MANYLORA_KEY" -H "Content-Type: application/json" \\\n  -d '${JSON.stringify(made).replaceAll("'", "'\\''")}'`,
-    openai: (address, made) => `import os\nfrom openai import OpenAI\n\nclient = OpenAI(base_url="${address}/v1", api_key=os.environ["MANYLORA_KEY"])\nreply = client.chat.completions.create(\n    model=${JSON.stringify(made.model)},\n    messages=[{"role": "user", "content": ${JSON.stringify(made.messages[0].content)}}],\n    temperature=${made.temperature},\n    max_tokens=${made.max_tokens},\n)\nprint(reply.choices[0].message.content)`,
-    lorax: (address, made) => `import os\nfrom lorax import Client\n\nclient = Client("${address}", headers={"Authorization": "Bearer " + os.environ["MANYLORA_KEY"]})\nreply = client.generate(\n    ${JSON.stringify(made.messages[0].content)},\n    adapter_id=${JSON.stringify(made.model)},\n    max_new_tokens=${made.max_tokens},\n)\nprint(reply.generated_text)`,
+    openai: (address, made) => `import os\nfrom openai import OpenAI\n\nclient = OpenAI(base_url="${address}/v1", api_key=os.environ["MANYLORA_KEY"])\nreply = ${call("client.chat.completions.create", made)}\nprint(reply.choices[0].message.content)`,
+    // LoRAX's client refuses a temperature of 0, which is its greedy default.
+    lorax: (address, made) => {
+      const heat = made.temperature ? { do_sample: true, temperature: made.temperature } : {};
+      const schema = made.response_format ? { response_format: { type: "json_object", schema: made.response_format.json_schema.schema } } : {};
+      const fields = { prompt: made.messages[0].content, adapter_id: made.model, max_new_tokens: made.max_tokens, ...heat, ...schema };
+      return `import os\nfrom lorax import Client\n\n# The client sends the prompt as it is, without the chat template of the base.\nclient = Client("${address}", headers={"Authorization": "Bearer " + os.environ["MANYLORA_KEY"]})\nreply = ${call("client.generate", fields)}\nprint(reply.generated_text)`;
+    },
   };
   const show = () => {
     try {

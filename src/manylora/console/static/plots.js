@@ -3,7 +3,7 @@
   "use strict";
   const PERIOD_MS = 2000, MOST = 150;
   const style = getComputedStyle(document.documentElement), ink = style.getPropertyValue("--accent"), soft = style.getPropertyValue("--soft"), line = style.getPropertyValue("--line");
-  const times = [], values = { in_flight: [], tokens: [] }, plots = {};
+  const times = [], values = { in_flight: [], waiting: [], tokens: [] }, plots = {};
   let last = null;
   const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { stroke: line } };
   for (const place of document.querySelectorAll("[data-plot]")) {
@@ -18,8 +18,10 @@
     if (!found) return;
     const rate = last && now > last.now ? Math.max(0, (found.tokens - last.tokens) / (now - last.now)) : 0;
     last = { now, tokens: found.tokens };
-    times.push(now); values.in_flight.push(found.in_flight); values.tokens.push(rate);
-    if (times.length > MOST) { times.shift(); values.in_flight.shift(); values.tokens.shift(); }
+    const figures = { ...found, tokens: rate };
+    times.push(now);
+    for (const name of Object.keys(values)) values[name].push(figures[name]);
+    if (times.length > MOST) [times, ...Object.values(values)].forEach((each) => each.shift());
     for (const [name, plot] of Object.entries(plots)) {
       plot.setData([times, values[name]]);
       document.querySelector(`[data-now=${name}]`).textContent = `now ${Math.round(10 * values[name].at(-1)) / 10}`;
