@@ -1,6 +1,7 @@
 """An operator at a real server with a real engine: every action over HTTP, and the verbs of the command line."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from peft import LoraConfig
 from typer.testing import CliRunner
 
 from manylora.cli import app
+from tests.console.house import OPERATOR_PAGES, PAGES
 from tests.models.tiny_tokenizers import save_byte_level
 from tests.support.serving import make_cache, running_server
 from tests.support.tiny import ALL, make_adapter, make_base
@@ -86,6 +88,53 @@ def test_a_pinned_adapter_is_not_evicted_until_it_is_unpinned(client: httpx2.Cli
     assert act(client, "team/second", "evict")["state"] == "absent"
     assert metric(client, 'manylora_adapters{tier="device"}') == before - 1
     assert generate(client, "team/second").status_code == 200
+
+
+def test_pins_of_a_catalogue_are_set_once_kept_and_ended_by_a_pruning(client: httpx2.Client, tmp_path: Path) -> None:
+    file = tmp_path / "catalogue.yaml"
+
+    def run(*words: str) -> str:
+        result = CliRunner().invoke(app, [*words, "--url", str(client.base_url)])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    run("export", "-o", str(file))
+    assert "pins: []" in file.read_text(encoding="utf-8")
+    file.write_text("pins: [first, local://team/second]\n", encoding="utf-8")
+    shown = run("apply", "-f", str(file), "--dry-run")
+    assert "pin local://first" in shown
+    assert metric(client, "manylora_adapters_pinned") == 0, "nothing was done"
+    assert "done: 2 steps" in run("apply", "-f", str(file))
+    assert metric(client, "manylora_adapters_pinned") == 2
+    assert "nothing to do" in run("apply", "-f", str(file), "--prune")
+    file.write_text("pins: [first]\n", encoding="utf-8")
+    assert "nothing to do" in run("apply", "-f", str(file)), "without a pruning none ends"
+    assert "unpin local://team/second" in run("apply", "-f", str(file), "--prune")
+    run("export", "-o", str(file))
+    assert "local://first" in file.read_text(encoding="utf-8")
+    assert "nothing to do" in run("apply", "-f", str(file), "--prune"), "nor has an export anything to do"
+    file.write_text("pins: []\n", encoding="utf-8")
+    run("apply", "-f", str(file), "--prune")
+    assert metric(client, "manylora_adapters_pinned") == 0
+
+
+def test_the_address_that_a_start_prints_leads_to_every_page_of_the_console(
+    client: httpx2.Client, folder: Path
+) -> None:
+    [address] = re.findall(r"^console: (\S+)$", (folder / "log").read_text(encoding="utf-8"), re.MULTILINE)
+    assert address == f"{str(client.base_url).rstrip('/')}/console"
+    found, waiting = set[str](), {httpx2.URL(address).path}
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        reply = client.get(path)
+        assert reply.status_code == 200, (path, reply.text)
+        links = re.findall(r'href="(/console[^"?#]*)', reply.text)
+        waiting |= {link for link in links if "/static/" not in link} - found
+    own = {f"/console{path.partition('?')[0]}" for path in (*PAGES.values(), *OPERATOR_PAGES.values())}
+    assert own - found == {"/console/sign-in-settings", "/console/operator/tenants/acme"}, "no keys, and no such tenant"
+    figures = client.get("/console/operator/fleet/figures").json()
+    assert figures.keys() == {"in_flight", "waiting", "tokens"}
 
 
 def test_verifying_reads_the_packed_image_again(client: httpx2.Client) -> None:
