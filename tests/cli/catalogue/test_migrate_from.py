@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ from typer.testing import CliRunner
 from manylora.cli import app
 from manylora.cli.catalogue.foreign_flags import LORAX, VLLM, LauncherOption, Takes
 from manylora.cli.catalogue.foreign_lines import AdapterMove, read_line
-from manylora.config.settings import Config, leaves
+from manylora.config.settings import Config, leaves, load_config, parse_setting
+from tests.cli.remote.verbs import command_of
+from tests.cli.test_documented_commands import parse
 
 VLLM_LINE = (
     "vllm serve meta-llama/Llama-3.1-8B --enable-lora --lora-modules sql=/data/sql "
     '\'{"name": "a b", "path": "org/x"}\' --max-lora-rank 64 --max_model_len 8k --port=9000'
 )
+
+
+ORIGINS = '["https://a.example", "https://b.example"]'
 
 
 def run(*words: str) -> tuple[int, str]:
@@ -39,6 +45,30 @@ def test_each_option_is_set_here_or_its_difference_is_told(flags: dict[str, Laun
         assert flag.differs or ours, name
         assert not ours or ours in options or ours in settings or ours == "uploads", name
         assert flag.takes is not Takes.NONE or "=" in flag.ours or not flag.ours, name
+
+
+@pytest.mark.parametrize(("launcher", "flags", "base"), [("lorax", LORAX, "--model-id"), ("vllm", VLLM, "--model")])
+def test_the_command_line_takes_each_command_that_is_printed(
+    launcher: str, flags: dict[str, LauncherOption], base: str
+) -> None:
+    values: dict[str, tuple[str, ...]] = {
+        "--lora-modules": ("sql=/data/sql",),
+        "--device": ("cpu",),
+        "--preloaded-adapter-ids": ("org/a",),
+    }
+    values |= {"--prefix-caching": ("true", "false"), "--root-path": ("/models",)}
+    values |= dict.fromkeys(("--cors-allow-origin", "--allowed-origins"), ("https://a.example", "*", '["*"]', ORIGINS))
+    values |= dict.fromkeys(("--quantize", "--quantization", "-q"), ("awq", "bitsandbytes", "fp8"))
+    values |= dict.fromkeys(("--adapter-source", "--default-adapter-source"), ("hub", "local", "s3", "pbase"))
+    values |= dict.fromkeys(("--max-num-batched-tokens", "--max-batch-prefill-tokens"), ("4096",))
+    for name, flag in flags.items():
+        for given in [()] if flag.takes is Takes.NONE else [(value,) for value in values.get(name, ("8",))]:
+            for command in as_json(launcher, "--json", "--", base, "org/m", name, *given)["commands"]:
+                if not command.startswith("#"):
+                    words = shlex.split(command)[1:]
+                    parse(command_of(app), "manylora", words, is_whole=True)
+                    pairs = [after.partition("=") for word, after in pairwise(words) if word == "--set"]
+                    load_config(flags={key: parse_setting(key, text) for key, _, text in pairs}, environ={})
 
 
 def test_a_line_of_vllm_becomes_a_server_and_uploads() -> None:
@@ -85,12 +115,19 @@ def test_unknown_words_are_named_and_keys_are_not_printed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "ours"), [("bitsandbytes", "int8"), ("bitsandbytes-nf4", "int4"), ("awq", None), ("gptq", None)]
+    ("form", "ours", "told"),
+    [
+        ("bitsandbytes", "int8", "int8 is the nearest"),
+        ("bitsandbytes-nf4", "int4", "int4 is the nearest"),
+        ("awq", None, "read as they are"),
+        ("gptq", None, "read as they are"),
+        ("hqq-4bit", None, "are not read"),
+    ],
 )
-def test_a_quantised_base_has_the_nearest_form_or_the_reason(form: str, ours: str | None) -> None:
+def test_a_quantised_base_has_the_nearest_form_or_the_reason(form: str, ours: str | None, told: str) -> None:
     moved = read_line("lorax", ["--model-id", "org/m", "--quantize", form])
     assert moved.options.get("--quantize") == ours
-    assert any(option == f"--quantize {form}" for option, _ in moved.differs)
+    assert [told in text for option, text in moved.differs if option == f"--quantize {form}"] == [True]
 
 
 def test_a_folder_of_adapters_becomes_uploads(tmp_path: Path) -> None:

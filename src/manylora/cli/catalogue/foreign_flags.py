@@ -185,7 +185,7 @@ VLLM: dict[str, LauncherOption] = {
     "--allowed-origins": LauncherOption(ours="server.cors_allow_origins"),
     "--ssl-keyfile": LauncherOption(differs="put a proxy with TLS before the server"),
     "--ssl-certfile": LauncherOption(differs="put a proxy with TLS before the server"),
-    "--root-path": LauncherOption(ours="server.public_url", differs="the whole URL, not its path"),
+    "--root-path": LauncherOption(differs="`server.public_url` has the whole address, not its path alone"),
     "--seed": LauncherOption(differs="a request's own `seed` decides"),
     "--disable-log-requests": LauncherOption(takes=NONE, differs=_LOGS),
     "--no-enable-log-requests": LauncherOption(takes=NONE, differs=_LOGS),

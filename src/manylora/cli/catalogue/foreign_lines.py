@@ -12,6 +12,10 @@ from manylora.errors import ConfigInvalid
 
 QUANTIZED = {"bitsandbytes": "int8", "eetq": "int8", "bitsandbytes-nf4": "int4", "bitsandbytes-fp4": "int4"}
 """Forms that a launcher makes of unquantised weights, with the nearest here."""
+READ = ("awq", "awq_marlin", "compressed-tensors", "gptq", "gptq_marlin")
+"""Forms of quantised weights that are read by what the files are."""
+DEFAULT_SOURCES = ("hub", "local")
+"""Sources that a server has without further settings."""
 SECRET = ("--api-key", "--ngrok-authtoken")
 _ASSIGNMENT = re.compile(r"([A-Z][A-Z0-9_]*)=(.*)", re.DOTALL)
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kKmMgG])")
@@ -151,10 +155,17 @@ def _take(moved: Moved, name: str, flag: LauncherOption, values: list[str]) -> N
         value = _quantized(moved, told, value)
     elif ours == "--max-model-len" and (match := _SIZE.fullmatch(value)):
         value = str(int(float(match[1]) * _UNITS[match[2]]))
+    elif ours == "server.cors_allow_origins":
+        value = _origins(value)
     elif ours == "adapters.preload":
         value = ",".join(each if "://" in each else f"hub://{each}" for each in values)
     elif ours == "adapters.default_source" and value == "local":
         moved.differs.append((told, "a local adapter is named below an `--adapter-root`, not by its whole path"))
+    elif ours == "adapters.default_source" and value not in DEFAULT_SOURCES:
+        moved.differs.append(
+            (told, "`--adapter-store s3://BUCKET` has stores, and an upload is found by its name alone")
+        )
+        value = ""
     if value:
         moved.options[ours] = value
 
@@ -164,13 +175,23 @@ def _quantized(moved: Moved, told: str, form: str) -> str:
     if form in ("int8", "int4", "none"):
         return form
     near = QUANTIZED.get(form, "")
-    text = (
-        f"{near} is the nearest; results are close, not equal"
-        if near
-        else ("weights of this form are not read: name the unquantised base, with `--quantize int4` for its size")
-    )
+    if near:
+        text = f"{near} is the nearest; results are close, not equal"
+    elif form in READ:
+        text = "weights of this form are read as they are, without an option"
+    else:
+        text = "weights of this form are not read: name the unquantised base, with `--quantize int4` for its size"
     moved.differs.append((told, text))
     return near
+
+
+def _origins(text: str) -> str:
+    """Return the Origins of a list in JSON, as vLLM writes it, with commas between them; another text is as it is."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return text
+    return ",".join(map(str, found)) if isinstance(found, list) else text
 
 
 def _upload(text: str) -> AdapterMove:
