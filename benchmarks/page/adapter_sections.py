@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib import pyplot
 
+from benchmarks.page.page import source, table
+
 Record = Mapping[str, Any]
 COLOURS = {"cold": "#c2410c", "warm": "#64748b", "loads in a step": "#1d4ed8"}
 TITLES = {
@@ -71,6 +73,36 @@ def hostile_rows(records: Mapping[str, Record]) -> Sequence[tuple[object, ...]]:
         beside = f"{record['replies']['tokens']} generations, {record['loads']} loads, {record['evictions']} evictions"
         rows.append(("R3  operations between generations", record["R3"], record["mismatches"], beside))
     return rows
+
+
+TIERS = {
+    "bucket": "in the bucket, never seen before",
+    "disk": "packed on disk",
+    "device": "on the device",
+    "base": "none: the base",
+}
+
+
+def cold_start(record: Record, pictures: Path) -> str:
+    """Return the section on A7: first-token times by the tier of the adapter, less the transfer from the bucket."""
+    found = {TIERS[tier]: times for tier, times in record["beyond_transfer_ms"].items()}
+    found["the transfer itself, not counted above"] = record["fetch_ms"]
+    rows = [
+        (text, times["count"], *(_figure(times[key]) for key in ("median", "p99", "max")))
+        for text, times in found.items()
+    ]
+    return "\n".join(
+        [
+            "## From the first sight of an adapter to its first token",
+            "",
+            source(record),
+            f"One request at a time on an idle server; each adapter has 40 MB (rank {record['rank']}, all seven "
+            f"projections), the link {record['link_bytes_per_s'] / 1e6:.0f} MB/s a connection. The time of the bucket "
+            "is less the transfer.",
+            "",
+            table(("the adapter was", "requests", "median, ms", "99th percentile", "longest"), rows),
+        ]
+    )
 
 
 def _spread(found: Record) -> tuple[str, str]:

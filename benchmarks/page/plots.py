@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib import pyplot
 
-from benchmarks.page.adapter_sections import draw_gaps, hostile_rows, other_rows, stall_rows
+from benchmarks.page.adapter_sections import cold_start, draw_gaps, hostile_rows, other_rows, stall_rows
 from benchmarks.page.fairness_sections import fairness
 from benchmarks.page.large_model_sections import attention, gaps, long_context, seven_billion
 from benchmarks.page.page import Record, number, range_of, save, source, table
@@ -380,6 +380,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("batches", batches),
     ("agreement", agreement),
     ("footprint", footprint),
+    ("cold-start", cold_start),
     ("fairness", fairness),
     ("metering", pair("The cost of metering")),
     ("metering-triage", pair("The cost of metering beside short replies")),
