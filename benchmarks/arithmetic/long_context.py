@@ -6,7 +6,8 @@ The base is a random Llama of two layers with YaRN angles for 131,072 positions,
 
 host    time of `Engine.step` outside kernels while one sequence decodes, behind 1,000 and behind `--tokens` tokens; the
         two in turn, a block of steps each, without draft tokens
-gaps    the longest gap of three streams, in steps, while a prompt of `--tokens` is computed; and the most blocks in use
+gaps    the longest gap of three streams while a prompt of `--tokens` is computed, in steps and ÷ their median step
+        alone just before; and the most blocks in use
 logits  the largest difference from transformers in float32, over its cache, of the last 64 of `--positions` rows
 """
 
@@ -16,7 +17,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from manylora.bench.faults.tiny_base import write_tiny_base
 from manylora.bench.machine import describe
 from manylora.bench.servers import fresh_cache
-from manylora.bench.statistics import extremes, milliseconds
+from manylora.bench.statistics import extremes, median, milliseconds
 from manylora.config.settings import load_config
 from manylora.engine.engine import Engine
+from manylora.engine.events import StepEvents
 from manylora.engine.request import Request, SamplingParams, StopParams
 from manylora.ids import Flow, RequestId, mint_request_id
 from manylora.kernels.operands import AttentionBatch, StepInput
@@ -41,6 +43,7 @@ from manylora.wiring.engine import build_engine
 
 VOCAB, LONG, SHORT, STREAMS = 400, 100_000, 1_000, 1
 CHUNK, LAST, DEEP = 256, 64, 32_768
+ALONE_STEPS = 64
 WINDOW = 131_072
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 16.0, "original_max_position_embeddings": 8192}
 
@@ -164,40 +167,69 @@ def host_times(base: Path, folder: Path, tokens: int, blocks: int) -> dict[str, 
 
 
 def gaps(base: Path, folder: Path, tokens: int) -> dict[str, Any]:
-    """Return the longest gap of running streams beside a long prompt, in steps of it and in milliseconds."""
+    """Return the longest gap of running streams beside a long prompt, in its steps and ÷ their median step alone."""
     engine = open_engine(base, folder)
-    streams = [
-        submit(engine, 16, tokens // 4, seed) for seed in range(3)
-    ]  # a step has eight rows of the prompt or more
+    # A step has eight rows of the prompt or more.
+    streams = [submit(engine, 16, ALONE_STEPS + tokens // 4, seed) for seed in range(3)]
     for _ in range(4):
         engine.step()
+    alone = [timed_step(engine)[0] for _ in range(ALONE_STEPS)]
     long = submit(engine, tokens, 4, 99)
     steps: list[float] = []
-    waits, drawn = dict.fromkeys(streams, 0), dict.fromkeys(streams, 4)
-    longest_wait = most_blocks = 0
+    moves: list[set[RequestId]] = []
+    most_blocks = 0
     is_done = False
     while not is_done:
-        begun_s = time.perf_counter()
-        events = engine.step()
-        steps.append(1e3 * (time.perf_counter() - begun_s))
-        moved = {event.request_id for event in events.tokens}
-        for stream in streams:
-            waits[stream] = 0 if stream in moved else waits[stream] + 1
-            drawn[stream] += stream in moved
-        longest_wait = max(longest_wait, *waits.values())
+        took_ms, events = timed_step(engine)
+        steps.append(took_ms)
+        moves.append({event.request_id for event in events.tokens})
         most_blocks = max(most_blocks, engine.stats().kv_blocks_used)
         is_done = any(end.request_id == long for end in events.finished)
     engine.shutdown()
-    tenth = len(steps) // 10
+    tenth = max(1, len(steps) // 10)
+    drawn = {stream: 4 + ALONE_STEPS + sum(stream in moved for moved in moves) for stream in streams}
     needed = sum(-(-count // 16) for count in (tokens + 4, *(16 + own for own in drawn.values())))
+    waits = [wait for stream in streams for wait in waits_of([stream in moved for moved in moves], steps)]
+    times = sorted(took_ms for _, took_ms in waits)
     return {
         "steps": len(steps),
-        "longest_wait_steps": longest_wait,
+        "longest_wait_steps": max(wait for wait, _ in waits),
         "step_ms": extremes(steps),
+        "alone_ms": extremes(alone),
+        "gap_over_alone": {
+            "median": round(median(times) / median(alone), 2),
+            "p99": round(times[int(0.99 * (len(times) - 1))] / median(alone), 2),
+            "max": round(times[-1] / median(alone), 2),
+        },
         "first_tenth_ms": extremes(steps[:tenth]),
         "last_tenth_ms": extremes(steps[-tenth:]),
         "most_blocks_over_needed": round(most_blocks / needed, 3),
     }
+
+
+def timed_step(engine: Engine) -> tuple[float, StepEvents]:
+    """Return the milliseconds of a step, and its events."""
+    begun_s = time.perf_counter()
+    events = engine.step()
+    return 1e3 * (time.perf_counter() - begun_s), events
+
+
+def waits_of(moved: Sequence[bool], steps: Sequence[float]) -> list[tuple[int, float]]:
+    """Return each wait of a stream for its next token: steps before that of the token, and milliseconds with it.
+
+    Args:  moved  whether the stream has a token of each step, which took so many milliseconds of `steps`; a wait that
+                  the last step does not end counts as far as it goes
+    """
+    found: list[tuple[int, float]] = []
+    wait, took_ms = 0, 0.0
+    for has_token, step_ms in zip(moved, steps, strict=True):
+        took_ms += step_ms
+        if has_token:
+            found.append((wait, took_ms))
+            wait, took_ms = 0, 0.0
+        else:
+            wait += 1
+    return [*found, (wait, took_ms)] if wait else found
 
 
 def difference(base: Path, oracle: Any, length: int) -> dict[str, Any]:

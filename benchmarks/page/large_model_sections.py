@@ -32,6 +32,7 @@ def long_context(record: Record, pictures: Path) -> str:
         ("steps of the prompt", gaps["steps"]),
         ("most steps in a row in which a running stream has no token", wait),
         ("a step, ms", f"{number(gaps['step_ms']['median'])} ({range_of(gaps['step_ms'])})"),
+        *_gap_rows(gaps),
         ("blocks of keys and values ÷ those that the positions need, at most", number(gaps["most_blocks_over_needed"])),
         ("engine's own work of a step at 100,000 ÷ at 1,000 positions", number(host["ratio"]["median"])),
         (
@@ -43,6 +44,15 @@ def long_context(record: Record, pictures: Path) -> str:
     return "\n".join(
         [title, "", source(record), "A small base with YaRN; the logits are float32's.", "", table(("", ""), rows)]
     )
+
+
+def _gap_rows(gaps: Record) -> list[tuple[str, str]]:
+    """Return the row on the streams' gaps; earlier results do not have it."""
+    if "gap_over_alone" not in gaps:
+        return []
+    ratio = gaps["gap_over_alone"]
+    told = f"{number(ratio['max'])} (median {number(ratio['median'])}, 99th percentile {number(ratio['p99'])})"
+    return [("longest gap of a running stream ÷ its median step alone", told)]
 
 
 def seven_billion(record: Record, pictures: Path) -> str:
