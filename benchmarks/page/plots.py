@@ -218,6 +218,18 @@ def floor(record: Record, pictures: Path) -> str:
     return "\n".join(["## A decode step beside its floor", "", source(record), table(head, rows)])
 
 
+def neighbour(record: Record, pictures: Path) -> str:
+    """Return the section: a decode step while another process keeps one processor busy, and alone."""
+    ratio, times = record["beside_over_alone"], record["step_ms"]
+    rows = [
+        (f"{times['alone']:.2f}", f"{times['beside']:.2f}", number(ratio["median"]), range_of(ratio, "low", "high"))
+    ]
+    title = (
+        f"## A decode step of {record['rows']} rows beside a busy process on one of {record['processors']} processors"
+    )
+    return "\n".join([title, "", source(record), table(("alone, ms", "beside, ms", "÷", "95 % interval"), rows)])
+
+
 def tax(record: Record, pictures: Path) -> str:
     rows = [
         (side, f"{r['tokens_per_s_median']:.1f}", f"{r['ratio_median']:.3f}", range_of(r, "ratio_min", "ratio_max"))
@@ -355,6 +367,7 @@ SECTIONS: Sequence[tuple[str, Callable[[Record, Path], str]]] = (
     ("bypass", pair("The cost of idle adapters for the base")),
     ("two-bases", pair("One base beside an idle one ÷ alone")),
     ("step", floor),
+    ("neighbour", neighbour),
     ("profile", profile),
     ("scheduler", scheduler),
     ("int8", int8),
