@@ -11,7 +11,7 @@ TITLES = {"flood": "beside a tenant that sends 50 times as much", "idle": "alone
 
 
 def fairness(record: Record, pictures: Path) -> str:
-    """Return the section on F1, and draw the quiet tenant's first-token times."""
+    """Return the section on F1 and F2, and draw the quiet tenant's first-token times."""
     draw_firsts(record, pictures / "fairness.png")
     times = [
         (name, found["count"], *(f"{found[key]:.0f}" for key in ("median", "p99", "max")))
@@ -20,7 +20,7 @@ def fairness(record: Record, pictures: Path) -> str:
     cost = record["cost"]
     ratios = [
         ("99th percentile beside the flood ÷ beside equals (F1)", *_interval(record["F1"])),
-        ("99th percentile beside the flood ÷ alone", *_interval(record["to_idle"])),
+        ("99th percentile beside the flood ÷ alone (F2)", *_interval(record["to_idle"])),
         ("throughput of 32 tenants ÷ of one", *_interval(cost["throughput"])),
         ("processor time a token, 32 tenants ÷ one", *_interval(cost["processor seconds per token"])),
         ("Jain's index of tenants that all wait", number(record["shares"]["jain"]), ""),
@@ -30,7 +30,8 @@ def fairness(record: Record, pictures: Path) -> str:
             "## A quiet tenant beside a flood",
             "",
             source(record),
-            f"The quiet tenant sends {record['quiet_per_s']:.2f} requests a second, a 32nd of what the machine serves.",
+            f"The quiet tenant sends {record['quiet_per_s']:.2f} requests a second, a 32nd of what the machine "
+            "serves. The 99th percentile of fewer than 100 requests is the longest of them.",
             "",
             "![First-token times of a quiet tenant](benchmarks/fairness.png)",
             "",
