@@ -23,12 +23,17 @@ from tests.models.parity.tiny import ADAPTERS, Tiny, make_tiny
 from tests.models.test_llama import run_in_chunks
 from tests.support.forward import ReadyAdapter, load_model, place, run
 
-BACK_ENDS = ("reference", "native")
+NATIVE = ("native", "native-bf16")
+BACK_ENDS = ("reference", *NATIVE)
 TOLERANCE = 1e-4
 """Largest difference of a logit between the float32 reference and transformers."""
-ROUNDED = 0.005
-"""Largest difference between the native kernels and the reference with weights, keys, values and adapters in bf16, as a
-share of the largest logit. A last bit that differs may round a key to its neighbour (5.3e-4 measured)."""
+ROUNDED = {"native": 0.005, "native-bf16": 0.03}
+"""Difference between native kernels and the reference with weights, keys, values and adapters in bf16.
+
+Of `native` it is the largest, as a share of the largest logit: a last bit that differs may round a key to its neighbour
+(5.3e-4 measured). Products of bf16 pairs round their activations, too, and a router may then choose another expert for
+a position: their difference is the mean, as a share of the mean logit (0.013 measured).
+"""
 
 NAMES = (None, *ADAPTERS)
 PROMPT = [(11 * position) % 89 + 3 for position in range(LENGTH)]
@@ -36,7 +41,7 @@ BLOCK = 4
 
 
 class Served:
-    """One row: the tiny files, our models on both back ends, and the placed adapters of each."""
+    """One row: the tiny files, our models on the back ends that work here, and the placed adapters of each."""
 
     def __init__(self, tiny: Tiny) -> None:
         self.tiny = tiny
@@ -44,7 +49,7 @@ class Served:
         self.placed: dict[str, dict[str | None, ReadyAdapter | None]] = {}
         for back_end, model in self.models.items():
             if model.kernels.name != back_end:
-                pytest.skip(f"{back_end} does not work here")
+                continue  # this processor lacks its instructions
             own: dict[str | None, ReadyAdapter | None] = {None: None}
             for name, folder in tiny.adapters.items():
                 own[name] = place(folder, model.spec, model.kernels, tiny.base)
@@ -94,6 +99,11 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Served(make_tiny(ROWS[request.param], tmp_path_factory.mktemp(request.param)))
 
 
+def skip_without(served: Served, back_end: str) -> None:
+    if back_end not in served.placed:
+        pytest.skip(f"{back_end} does not work here")
+
+
 def submit_all(world: World) -> dict[RequestId, tuple[str | None, list[int]]]:
     """Three requests of the base and of each adapter.
 
@@ -110,13 +120,16 @@ def test_logits_are_those_of_transformers_with_every_adapter_in_one_batch(served
         assert error <= TOLERANCE, f"{name}: largest error {error}"
 
 
-def test_native_logits_are_those_of_the_reference_in_the_same_dtypes(served: Served) -> None:
-    native, prompts = served.models["native"], [(PROMPT, served.placed["native"][name]) for name in NAMES]
+@pytest.mark.parametrize("back_end", NATIVE)
+def test_native_logits_are_those_of_the_reference_in_the_same_dtypes(served: Served, back_end: str) -> None:
+    skip_without(served, back_end)
+    native, prompts = served.models[back_end], [(PROMPT, served.placed[back_end][name]) for name in NAMES]
     kernels = ReferenceKernels(torch.bfloat16, kv_dtype=torch.bfloat16, lora_dtype=torch.bfloat16)
     rounded = LlamaModel(native.spec, load_weights(served.tiny.base, native.spec, kernels), kernels)
     for name, logits, expected in zip(NAMES, run(native, prompts), run(rounded, prompts), strict=True):
-        error = ((logits - expected).abs().max() / expected.abs().max()).item()
-        assert error <= ROUNDED, f"{name}: largest error {error}"
+        difference, size = (logits - expected).abs(), expected.abs()
+        error = difference.max() / size.max() if back_end == "native" else difference.mean() / size.mean()
+        assert error.item() <= ROUNDED[back_end], f"{name}: {error.item()}"
 
 
 def test_a_prompt_cut_anywhere_gives_the_same_logits(served: Served) -> None:
@@ -141,10 +154,12 @@ def test_greedy_tokens_are_those_of_transformers_in_a_crowded_engine(served: Ser
         assert (logits.max(dim=-1).values - logits[range(8), tokens]).max().item() <= 2 * TOLERANCE
 
 
-def test_a_mixed_batch_gives_each_request_the_tokens_that_it_gets_alone(served: Served) -> None:
+@pytest.mark.parametrize("back_end", NATIVE)
+def test_a_mixed_batch_gives_each_request_the_tokens_that_it_gets_alone(served: Served, back_end: str) -> None:
+    skip_without(served, back_end)
     crowded, roomy = (
-        served.world("native", num_blocks=9, max_rows=12),
-        served.world("native", num_blocks=400, max_rows=64),
+        served.world(back_end, num_blocks=9, max_rows=12),
+        served.world(back_end, num_blocks=400, max_rows=64),
     )
     requests = submit_all(crowded)
     crowded.run()

@@ -16,9 +16,9 @@ from tests.support.tiny import train_randomly
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTERS: dict[str, dict[str, Any]] = {
-    "rank-2": {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]},
-    "rank-5": {"r": 5, "lora_alpha": 10, "target_modules": "all-linear", "use_rslora": True},
-    "dora": {"r": 3, "lora_alpha": 6, "target_modules": ALL, "use_dora": True, "bias": "all"},
+    "rank-16": {"r": 16, "lora_alpha": 12, "target_modules": ["q_proj", "v_proj"]},
+    "rank-64": {"r": 64, "lora_alpha": 10, "target_modules": "all-linear", "use_rslora": True},
+    "dora": {"r": 8, "lora_alpha": 10, "target_modules": ALL, "use_dora": True, "bias": "all"},
     "norms": {
         "r": 4,
         "lora_alpha": 4,
