@@ -10,6 +10,7 @@ Adapters: `fail-<ErrorClass>` fails with that class of `errors/`; `missing…` i
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from manylora.engine.request import Request
 from manylora.engine.stopping import StopChecker
 from manylora.errors import AdapterError
 from manylora.failure import Failure
-from manylora.ids import Digest, RequestId
+from manylora.ids import Digest, Flow, RequestId
 from manylora.models.text.tokenizer import Tokenizer
 from manylora.server.engine_client.loop import ProgressLine
 from manylora.server.engine_client.served_model import ServedModel
@@ -95,6 +96,7 @@ class FakeEngine:
         self.longest = 0  # most tokens that any sequence was given
         self.part = 0
         self.gate: Path | None = None
+        self.dropped: list[Flow] = []  # flows whose grammars it was told to drop
         self.cached = 0  # prompt positions found in the cache, of those computed
 
     @property
@@ -197,6 +199,9 @@ class FakeEngine:
 
     def infos(self) -> tuple[AdapterInfo, ...]:
         return self.adapters.infos()
+
+    def drop_grammars(self, flows: Iterable[Flow]) -> None:
+        self.dropped += flows
 
     def _script(self, request: Request, prompt: str) -> list[int]:
         name = request.adapter.id if request.adapter else "base"

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 
 from manylora.adapter_ref import AdapterRef
@@ -168,6 +168,11 @@ class Engine:
     def infos(self) -> tuple[AdapterInfo, ...]:
         """Return the state of every known adapter for an operator."""
         return self._store.infos()
+
+    def drop_grammars(self, flows: Iterable[Flow]) -> None:
+        """Drop the compiled grammars of closed tenants; requests under way keep theirs to their end."""
+        for flow in flows:
+            self._grammars.close_flow(flow)
 
     def shutdown(self) -> StepEvents:
         """End every request under way, then close the engine."""

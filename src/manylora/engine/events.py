@@ -124,8 +124,8 @@ class GrammarStats:
     invalid     grammars that the compiler refused, or one of its limits; `slow`: the limit of time; `busy`: too many
                 were under way; `fault`: the server's own failures
     compile_s   seconds of compilations, those of refused grammars included
-    dropped_…   compiled grammars that a tenant holds no more: beyond its quota, without a use for long (`age`), or
-                because all tenants together hold too much (`room`)
+    dropped_…   compiled grammars that a tenant holds no more: beyond its quota, without a use for long (`age`),
+                because all tenants together hold too much (`room`), or because the tenant is closed
     """
 
     queued: int = 0
@@ -141,6 +141,7 @@ class GrammarStats:
     dropped_quota: int = 0
     dropped_age: int = 0
     dropped_room: int = 0
+    dropped_closed: int = 0
 
 
 NO_GRAMMARS = GrammarStats()

@@ -253,6 +253,23 @@ def test_a_flow_whose_rows_fill_its_quota_waits_with_a_further_grammar() -> None
     assert bench.compiler.held(Flow("a")) == (key("b"), key("c"))
 
 
+def test_a_closed_flow_keeps_no_grammar_beyond_its_requests() -> None:
+    bench = Bench()
+    assert [bench.want(pattern) for pattern in "abc"] == [None] * 3
+    bench.unwant("b")  # its request has left, its compilation goes on
+    bench.compiler.close_flow(Flow("a"))
+    bench.threads.run()
+    assert isinstance(bench.want("a"), CompiledGrammar), "its request goes on"
+    bench.compiler.matcher(key("a"), Flow("a"), (2,))
+    for pattern in "ac":
+        bench.unwant(pattern)
+    assert bench.compiler.held(Flow("a")) == (key("a"),)
+    bench.compiler.release(key("a"), Flow("a"))
+    stats = bench.compiler.stats()
+    assert (stats.kept, stats.kept_bytes, stats.dropped_closed) == (0, 0, 3)
+    assert not bench.compiler.is_used
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, BaseException], ids=["error", "panic"])
 def test_a_failure_that_no_grammar_explains_is_the_server_s(
     monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]

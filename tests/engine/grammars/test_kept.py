@@ -97,6 +97,23 @@ def test_a_grammar_without_a_use_goes_after_its_time() -> None:
     assert kept.dropped == {"age": 2}
 
 
+def test_the_grammars_of_a_closed_flow_go_at_once_and_those_in_use_at_the_end_of_the_use() -> None:
+    kept, _ = kept_of()
+    kept.begin("x", A)
+    kept.add("x", "x", 1, [A])
+    kept.add("y", "y", 1, [A, B])
+    kept.add("z", "z", 1, [A])
+    kept.close_flow(A)
+    assert (kept.held(A), kept.held(B)) == (("x",), ("y",))
+    assert (len(kept), kept.num_bytes) == (2, 2)
+    assert kept.use("x", A) == "x", "its request goes on"
+    kept.end("x", A)
+    assert (kept.held(A), kept.held(B)) == ((), ("y",))
+    kept.add("w", "w", 1, [A])
+    assert kept.held(A) == (), "one whose compilation ends later"
+    assert kept.dropped == {"closed": 4}
+
+
 def test_all_flows_together_have_a_limit_that_the_largest_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("manylora.engine.grammars.kept.MAX_KEPT_BYTES", 150)
     kept, _ = kept_of()
@@ -115,7 +132,7 @@ def test_all_flows_together_have_a_limit_that_the_largest_pays(monkeypatch: pyte
 KEYS = "uvwxyz"
 SIZES = {key: 7 * index + 5 for index, key in enumerate(KEYS)}
 ACTS = st.tuples(
-    st.sampled_from([*["add", "use", "begin"] * 3, "end", "wait", "trim"]),
+    st.sampled_from([*["add", "use", "begin"] * 5, *["end", "wait", "trim"] * 2, "close"]),
     st.sampled_from(KEYS),
     st.sampled_from(FLOWS[:2]),
 )
@@ -125,6 +142,7 @@ ACTS = st.tuples(
 def test_no_flow_holds_more_than_its_quota_and_what_it_uses(acts: list[tuple[str, str, Flow]]) -> None:
     kept, clock = kept_of()
     uses: Counter[tuple[str, Flow]] = Counter()
+    closed: set[Flow] = set()
 
     def used(flow: Flow) -> list[str]:
         return [key for key in kept.held(flow) if uses[key, flow]]
@@ -142,6 +160,9 @@ def test_no_flow_holds_more_than_its_quota_and_what_it_uses(acts: list[tuple[str
         elif act == "end" and uses[key, flow]:
             uses[key, flow] -= 1
             kept.end(key, flow)
+        elif act == "close":
+            kept.close_flow(flow)
+            closed.add(flow)
         elif act == "wait":
             clock.advance(30.0)
         else:
@@ -150,8 +171,9 @@ def test_no_flow_holds_more_than_its_quota_and_what_it_uses(acts: list[tuple[str
             held, in_use = kept.held(each), used(each)
             ended = {key} if (act, each) == ("end", flow) else set()
             assert {*before[each]} <= {*in_use} | ended, "a grammar in use is gone"
-            assert len(held) <= max(QUOTA.count, len(in_use))
-            assert sum(SIZES[one] for one in held) <= max(QUOTA.num_bytes, sum(SIZES[one] for one in in_use))
+            quota = (0, 0) if each in closed else (QUOTA.count, QUOTA.num_bytes)
+            assert len(held) <= max(quota[0], len(in_use))
+            assert sum(SIZES[one] for one in held) <= max(quota[1], sum(SIZES[one] for one in in_use))
         assert kept.num_bytes == sum(SIZES[one] for one in {one for each in FLOWS for one in kept.held(each)})
     for (key, flow), count in list(uses.items()):
         for _ in range(count):

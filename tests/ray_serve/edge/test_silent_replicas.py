@@ -9,7 +9,7 @@ import pytest
 from manylora.adapter_ref import AdapterRef, SourceName
 from manylora.adapter_state import AdapterAction
 from manylora.errors import AdapterCapacity, AdapterNotFound, Unavailable
-from manylora.ids import ReplicaId
+from manylora.ids import Flow, ReplicaId
 from manylora.ray_serve.edge import handle_transport
 from manylora.server.engine_client.client import EngineClient
 from tests.ray_serve.carried import CarriedCalls, fleet
@@ -17,6 +17,7 @@ from tests.ray_serve.edge.test_handle_transport import until
 from tests.support.waiting import PATIENCE_S
 
 TONE = AdapterRef(SourceName.LOCAL, "tone")
+ACME, OTHER = Flow("acme"), Flow("other")
 FIRST, SECOND = (ReplicaId(f"replica-{number}") for number in range(2))
 
 
@@ -86,6 +87,19 @@ def test_an_act_reaches_a_replica_that_was_away_once_it_answers(tmp_path: Path, 
         await edge.infos()
         again = [action] if action is AdapterAction.PIN else []  # it ends with an engine, and has no effect twice
         await until(lambda: (acts(calls, FIRST), acts(calls, SECOND)) == ([action], [action, *again]))
+
+    run(tmp_path, scenario)
+
+
+def test_each_replica_drops_the_grammars_of_a_closed_tenant_also_one_that_was_away(tmp_path: Path) -> None:
+    async def scenario(edge: EngineClient, calls: CarriedCalls) -> None:
+        await edge.drop_grammars([ACME])
+        assert [engine.dropped for engine in calls.engines.values()] == [[ACME], [ACME]]
+        await silenced(edge, calls)
+        await edge.drop_grammars([OTHER])
+        assert [engine.dropped for engine in calls.engines.values()] == [[ACME, OTHER], [ACME]]
+        calls.silent = set()
+        await until(lambda: OTHER in calls.engines[SECOND].dropped)
 
     run(tmp_path, scenario)
 

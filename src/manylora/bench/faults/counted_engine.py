@@ -7,6 +7,7 @@ Nothing else of a server knows these files.
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from manylora.config.folders import metering_dir
 from manylora.config.settings import Config
 from manylora.engine.events import EngineStats, FinishReason, StepEvents
 from manylora.engine.request import Request
-from manylora.ids import RequestId
+from manylora.ids import Flow, RequestId
 from manylora.server.engine_client.loop import EngineProtocol, EngineTexts, ProgressLine
 from manylora.server.engine_client.served_model import ServedModel
 from manylora.server.metering.append_log import FramedFile, read_entries
@@ -94,6 +95,9 @@ class CountedEngine:
 
     def infos(self) -> tuple[AdapterInfo, ...]:
         return self._engine.infos()
+
+    def drop_grammars(self, flows: Iterable[Flow]) -> None:
+        self._engine.drop_grammars(flows)
 
     def stats(self) -> EngineStats:
         return self._engine.stats()

@@ -137,6 +137,7 @@ class EngineConfig:
         low=1,
         high=86_400,
         text="""
-        Seconds after a tenant's last request with a grammar until the engine drops the compiled grammar.
+        Seconds after a tenant's last request with a grammar until the engine drops the compiled grammar. Those of a
+        closed tenant go at once.
         """,
     )

@@ -192,6 +192,10 @@ class GrammarCompiler:
         """Note that a flow's sequence with a matcher has ended."""
         self._kept.end(key, flow)
 
+    def close_flow(self, flow: Flow) -> None:
+        """Drop the compiled grammars of a flow whose tenant is closed, those in use at the end of their use."""
+        self._kept.close_flow(flow)
+
     def tend(self) -> None:
         """Drop grammars that no request has used for long."""
         self._kept.trim_old()

@@ -37,7 +37,8 @@ class KeptGrammars(Generic[Key, Grammar]):
 
     A flow over its quota loses the one that it used longest ago, and none that it uses now: a flow whose grammars in
     use fill its quota gets no further one. While all flows together hold too much, the one that holds most loses one,
-    but none that holds no more than an equal share: a flow with many grammars takes none from one with few.
+    but none that holds no more than an equal share: a flow with many grammars takes none from one with few. A closed
+    flow has a quota of nothing.
     """
 
     def __init__(self, quota: GrammarQuota, clock: Clock) -> None:
@@ -51,6 +52,7 @@ class KeptGrammars(Generic[Key, Grammar]):
         self._uses: Counter[tuple[Key, Flow]] = Counter()
         self._num_used: Counter[Flow] = Counter()  # of the grammars that a flow holds, those in use
         self._used_bytes: Counter[Flow] = Counter()
+        self._closed: set[Flow] = set()  # for ever, as tenants are closed: a late grammar of such a flow goes, too
         self._next_trim_s = 0.0
         self.num_bytes = 0  # of all grammars, each counted once
         self.dropped: Counter[str] = Counter()  # grammars that a flow lost, by reason
@@ -114,6 +116,11 @@ class KeptGrammars(Generic[Key, Grammar]):
         self._trim_flow(flow)
         return found
 
+    def close_flow(self, flow: Flow) -> None:
+        """Drop the grammars of a flow whose tenant is closed: now, or at the end of their use."""
+        self._closed.add(flow)
+        self._trim_flow(flow)
+
     def trim_old(self) -> None:
         """Drop what no request has used for too long; looks about once a second."""
         now_s = self._clock.monotonic_s()
@@ -144,12 +151,13 @@ class KeptGrammars(Generic[Key, Grammar]):
             del self._num_used[flow], self._used_bytes[flow]
 
     def _trim_flow(self, flow: Flow) -> None:
-        while self._is_over(flow) and self._release_oldest(flow, "quota"):
+        reason = "closed" if flow in self._closed else "quota"
+        while self._is_over(flow) and self._release_oldest(flow, reason):
             pass
 
     def _is_over(self, flow: Flow) -> bool:
         count, num_bytes = len(self._holdings.get(flow, ())), self._held_bytes[flow]
-        return count > self._quota.count or num_bytes > self._quota.num_bytes
+        return flow in self._closed or count > self._quota.count or num_bytes > self._quota.num_bytes
 
     def _trim_all(self) -> None:
         while len(self._grammars) > MAX_KEPT and self._release_of_most(

@@ -8,7 +8,7 @@ from manylora.adapter_state import AdapterInfo, AdapterState, LoadTimes
 from manylora.engine.events import EngineStats
 from manylora.errors import AdapterNotFound, Unavailable
 from manylora.failure import Failure
-from manylora.server.engine_client.messages import AdapterReply, GetAdapters, ManageAdapter
+from manylora.server.engine_client.messages import AdapterReply, DropGrammars, GetAdapters, ManageAdapter
 
 NONE_OPEN = "no engine takes requests now; repeat the request"
 NEAREST_FIRST = (
@@ -35,7 +35,9 @@ def merged_infos(replies: Iterable[tuple[str, Sequence[AdapterInfo]]]) -> tuple[
 
 
 def merged_answer(
-    question: ManageAdapter | GetAdapters, replies: Sequence[tuple[str, AdapterReply]], silent: Sequence[str] = ()
+    question: ManageAdapter | GetAdapters | DropGrammars,
+    replies: Sequence[tuple[str, AdapterReply]],
+    silent: Sequence[str] = (),
 ) -> AdapterReply:
     """Return one answer to a question that several replicas were asked.
 

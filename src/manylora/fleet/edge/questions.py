@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,11 +16,12 @@ from manylora.errors import AdapterNotFound, ManyloraError, Unavailable
 from manylora.failure import Failure
 from manylora.fleet.edge.edge_queue import EdgeQueue
 from manylora.fleet.edge.merged import NONE_OPEN, merged_answer, none_open
-from manylora.ids import ReplicaId
+from manylora.ids import Flow, ReplicaId
 from manylora.server.engine_client.messages import (
     AdapterReply,
     AdapterTextReply,
     CancelAdapterText,
+    DropGrammars,
     GetAdapters,
     GetAdapterText,
     ManageAdapter,
@@ -50,7 +51,7 @@ class AskedReplica(Protocol):
     def send(self, message: GetAdapterText) -> None:
         """Send at once. Raises `Unavailable`, `Overloaded`."""
 
-    def send_surely(self, message: ManageAdapter | GetAdapters | CancelAdapterText) -> None:
+    def send_surely(self, message: ManageAdapter | GetAdapters | DropGrammars | CancelAdapterText) -> None:
         """Send a message that is small and must not be refused; while the replica is away it means nothing."""
 
 
@@ -76,7 +77,7 @@ class _Broadcast:
     replies  each by its address
     """
 
-    operation: ManageAdapter | GetAdapters
+    operation: ManageAdapter | GetAdapters | DropGrammars
     waiting: set[str]
     silent: set[str]
     replies: list[tuple[str, AdapterReply]] = field(default_factory=list)
@@ -115,10 +116,17 @@ class FleetQuestions:
         self._looks: dict[tuple[str, int], tuple[AskedReplica, FleetOrder]] = {}
         self._behind: defaultdict[str, set[str]] = defaultdict(set)  # deleted names to look at, by address
         self._numbers = 0
+        self._closed: list[Flow] = []  # the flows of closed tenants, whose grammars each replica drops
+        self._num_told: dict[str, int] = {}  # by address, the closed flows that a replica was told, the first ones
 
-    def ask_all(self, operation: ManageAdapter | GetAdapters) -> None:
-        """Ask all replicas that are there. Raises `Unavailable` without any, and keeps the act for none then."""
+    def ask_all(self, operation: ManageAdapter | GetAdapters | DropGrammars) -> None:
+        """Ask all replicas that are there. Raises `Unavailable` without any, and keeps the act for none then.
+
+        Closed flows are kept: a replica that is away gets them once it is there.
+        """
         open_replicas = [replica for replica in self._replicas.values() if replica.host]
+        if isinstance(operation, DropGrammars):
+            self._note_closed(operation.flows, told=open_replicas)
         if not open_replicas:
             raise Unavailable(none_open(sorted(self._replicas)))
         if isinstance(operation, ManageAdapter) and operation.action in LASTING_ACTIONS:
@@ -184,6 +192,7 @@ class FleetQuestions:
         for key in [key for key, look in self._looks.items() if key[0] == replica.address or look[0] is replica]:
             del self._looks[key]
         self._refused.pop(replica.address, None)
+        self._num_told.pop(replica.address, None)
         # Deletions and evictions outlast the engine, on its disk; pins and preloads end with it.
         orders = self._book.outstanding(ReplicaId(replica.address))
         self._done[replica.address] -= {order.number for order in orders if order.action in ENDING_ACTIONS}
@@ -204,7 +213,11 @@ class FleetQuestions:
         self._behind.pop(replica.address, None)
 
     def catch_up(self, replica: AskedReplica) -> None:
-        """Send a replica that is there again the acts that it has missed."""
+        """Send a replica that is there again the acts that it has missed, and the flows closed meanwhile."""
+        if untold := self._closed[self._num_told.get(replica.address, 0) :]:
+            self._num_told[replica.address] = len(self._closed)
+            self._numbers -= 1
+            replica.send_surely(DropGrammars(self._numbers, tuple(untold)))
         under_way = {order.number for (address, _), order in self._orders.items() if address == replica.address}
         past = under_way | self._done[replica.address] | self._refused[replica.address]
         looked_at = {order.adapter for waiting, order in self._looks.values() if waiting is replica}
@@ -236,6 +249,13 @@ class FleetQuestions:
     def clear(self) -> None:
         self._asked.clear()
         self._texts.clear()
+
+    def _note_closed(self, flows: Sequence[Flow], *, told: Sequence[AskedReplica]) -> None:
+        before = len(self._closed)
+        self._closed += flows
+        for replica in told:
+            if self._num_told.get(replica.address, 0) == before:
+                self._num_told[replica.address] = len(self._closed)
 
     def _order(self, replica: AskedReplica, order: FleetOrder, action: AdapterAction) -> None:
         self._numbers -= 1  # the client's own numbers are positive

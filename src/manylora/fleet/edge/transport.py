@@ -41,6 +41,7 @@ from manylora.server.engine_client.messages import (
     AdapterReply,
     AdapterTextReply,
     CancelAdapterText,
+    DropGrammars,
     EngineReady,
     GetAdapters,
     GetAdapterText,
@@ -161,7 +162,7 @@ class FleetTransport:
             case GetStats():
                 for replica in self._replicas.values():
                     replica.send_surely(operation)
-            case ManageAdapter() | GetAdapters():
+            case ManageAdapter() | GetAdapters() | DropGrammars():
                 self._questions.ask_all(operation)
             case GetAdapterText():
                 self._questions.ask_one(operation)

@@ -33,6 +33,7 @@ from manylora.server.engine_client.messages import (
     AcknowledgeFrame,
     AdapterReply,
     CancelAdapterText,
+    DropGrammars,
     EngineReady,
     GetAdapters,
     GetAdapterText,
@@ -182,7 +183,7 @@ class HostDoor:
                 hub.abort(link, message)
             case GetStats():
                 hub.ask_stats()
-            case ManageAdapter() | GetAdapters() | GetAdapterText():
+            case ManageAdapter() | GetAdapters() | DropGrammars() | GetAdapterText():
                 hub.ask(link, message)
             case CancelAdapterText():
                 hub.cancel(link, message)

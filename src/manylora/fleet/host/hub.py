@@ -24,6 +24,7 @@ from manylora.server.engine_client.messages import (
     AdapterReply,
     AdapterTextReply,
     CancelAdapterText,
+    DropGrammars,
     Frame,
     GetAdapters,
     GetAdapterText,
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 DRAINING = "the engine is being drained; repeat the request"
 STILL_THERE = "the engine still has the request of a broken connection; repeat it"
-Question = ManageAdapter | GetAdapters | GetAdapterText
+Question = ManageAdapter | GetAdapters | DropGrammars | GetAdapterText
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,8 @@ class EngineHub:
                 passed: Question = ManageAdapter(number, action, ref)
             case GetAdapters(_, known):
                 passed = GetAdapters(number, known)
+            case DropGrammars(_, flows):
+                passed = DropGrammars(number, flows)
             case GetAdapterText(_, ref, flow, weight):
                 passed = GetAdapterText(number, ref, flow, weight)
         try:

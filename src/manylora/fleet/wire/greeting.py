@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from manylora.fleet.wire.framing import GREETING_BYTES, read_message, write_message
 
 PROTOCOL = "manylora-fleet"
-VERSION = 3
+VERSION = 4
 GREETING_WAIT_S = 10.0
 _NONCE = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[0-9a-f]{16}")

@@ -12,6 +12,7 @@ from manylora.server.engine_client.messages import (
     AdapterReply,
     AdapterTextReply,
     CancelAdapterText,
+    DropGrammars,
     EngineReady,
     GetAdapters,
     GetAdapterText,
@@ -124,6 +125,7 @@ FromEdge = (
     | GetStats
     | ManageAdapter
     | GetAdapters
+    | DropGrammars
     | GetAdapterText
     | CancelAdapterText
 )

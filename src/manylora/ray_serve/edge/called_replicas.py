@@ -16,6 +16,7 @@ from manylora.ray_serve.each_replica import Answers
 from manylora.server.engine_client.messages import (
     AdapterReply,
     CancelAdapterText,
+    DropGrammars,
     Frame,
     GetAdapters,
     GetAdapterText,
@@ -30,7 +31,7 @@ from manylora.server.engine_client.transport import FrameReceiver
 
 log = logging.getLogger(__name__)
 
-Question = ManageAdapter | GetAdapters
+Question = ManageAdapter | GetAdapters | DropGrammars
 
 
 class AskAll(Protocol):

@@ -31,6 +31,7 @@ from manylora.server.engine_client.messages import (
     AbortRequest,
     AdapterTextReply,
     CancelAdapterText,
+    DropGrammars,
     EngineReady,
     Frame,
     GetAdapters,
@@ -145,7 +146,7 @@ class HandleTransport:
             case CancelAdapterText(number):
                 if (asked := self._texts.get(number)) is not None:
                     asked.cancel()
-            case ManageAdapter() | GetAdapters():
+            case ManageAdapter() | GetAdapters() | DropGrammars():
                 self._spawn(self._replicas.ask(operation))
             case _:
                 raise AssertionError(f"not an operation of a running engine: {operation}")

@@ -22,6 +22,7 @@ from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.messages import (
     AdapterReply,
     AdapterTextReply,
+    DropGrammars,
     EngineReady,
     Frame,
     GetAdapters,
@@ -180,13 +181,16 @@ class ReplicaEngine:
             case GetAdapterText(number, ref, flow, weight):
                 reply = await self._client.text(ref, flow, weight)
                 return AdapterTextReply(number, reply.words, reply.failure, reply.found_in, reply.waited_ms)
-            case ManageAdapter(number) | GetAdapters(number):
+            case ManageAdapter(number) | GetAdapters(number) | DropGrammars(number):
                 return await self._adapters(number, question)
             case _:
                 raise AssertionError(f"not a question: {question}")
 
-    async def _adapters(self, number: int, question: ManageAdapter | GetAdapters) -> AdapterReply:
+    async def _adapters(self, number: int, question: ManageAdapter | GetAdapters | DropGrammars) -> AdapterReply:
         try:
+            if isinstance(question, DropGrammars):
+                await self._client.drop_grammars(question.flows)
+                return AdapterReply(number)
             if isinstance(question, ManageAdapter):
                 return AdapterReply(number, (await self._client.manage(question.action, question.ref),))
             if question.ref is not None:

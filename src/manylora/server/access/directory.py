@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -22,6 +22,7 @@ from manylora.tenancy import (
     RepositoryFacts,
     Snapshot,
     TenantFacts,
+    TenantState,
     price_at,
 )
 
@@ -47,7 +48,10 @@ class Upload:
 
 
 class Directory:
-    """The edge's copy of the control plane's facts, with its age. It belongs to one event loop."""
+    """The edge's copy of the control plane's facts, with its age. It belongs to one event loop.
+
+    on_closed  receives the tenants that the copy knew and that are closed now, one or more; it does not block
+    """
 
     def __init__(self, client: ControlClient, clock: Clock, *, poll_s: float, max_age_s: float) -> None:
         self._client = client
@@ -72,6 +76,7 @@ class Directory:
         self._reported_s = clock.monotonic_s()
         self._batch_price_percent = 100
         self._differs = False  # the control plane's clock, as of the last answer
+        self.on_closed: Callable[[Sequence[TenantId]], None] = lambda tenants: None
         self.pepper = ""
 
     def note_use(self, key: KeyId) -> None:
@@ -263,6 +268,7 @@ class Directory:
         self._differs = differs
 
     def _apply(self, snapshot: Snapshot) -> None:
+        closed = [tenant.id for tenant in snapshot.tenants if self._closes(tenant)]
         if snapshot.is_whole:
             self._tenants.clear()
             self._keys.clear()
@@ -291,6 +297,13 @@ class Directory:
         if snapshot.deployment_starts is not None:
             self._starts, self._failed_starts = snapshot.deployment_starts
         self._revision, self._epoch = snapshot.revision, snapshot.epoch
+        if closed:
+            self.on_closed(closed)
+
+    def _closes(self, facts: TenantFacts) -> bool:
+        """Return whether facts close a tenant. One that the copy does not know has made no request here."""
+        known = self._tenants.get(facts.id)
+        return known is not None and known.state is not TenantState.CLOSED and facts.state is TenantState.CLOSED
 
     def _keep_placed(self, facts: DeploymentFacts) -> None:
         """Keep the facts of a deployment; those of a deleted one only while it has replicas."""

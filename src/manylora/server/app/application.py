@@ -22,6 +22,7 @@ from manylora.server.app.error_handlers import handle_errors, unknown_router
 from manylora.server.app.middleware.layers import layered
 from manylora.server.batches.runner import BatchRunner
 from manylora.server.dedicated.proxy import DedicatedProxy
+from manylora.server.engine_client.closings import TenantClosings
 from manylora.server.engine_client.streams import OnFinished, SequenceStream
 from manylora.server.generation.admission import AdmissionControl
 from manylora.server.generation.arms import Arms
@@ -197,6 +198,8 @@ def create_app(
         counted: OnFinished = partial(meters.note_finished, base.name)
         listeners = (counted, catalogue.note, *([] if meter is None else [meter.note]))
         base.engine.watch(_EndListeners(listeners))
+    if access.directory is not None:
+        access.directory.on_closed = TenantClosings([base.engine for base in models.handles]).note
 
     settings = config.server
     adapters = AdapterRoutes(models, catalogue, settings, longest_wait_s=config.adapters.load_timeout_s, access=access)

@@ -21,6 +21,7 @@ from manylora.server.engine_client.messages import (
     AdapterReply,
     AdapterTextReply,
     CancelAdapterText,
+    DropGrammars,
     Frame,
     GetAdapters,
     GetAdapterText,
@@ -203,6 +204,10 @@ class EngineClient:
     async def infos(self) -> tuple[AdapterInfo, ...]:
         """Return every adapter that the engine knows. Raises `Unavailable` if the engine is gone."""
         return await self._ask(GetAdapters)
+
+    async def drop_grammars(self, flows: Sequence[Flow]) -> None:
+        """Drop the compiled grammars of closed tenants. Raises `Unavailable` if the engine is gone, `Overloaded`."""
+        await self._ask(lambda number: DropGrammars(number, tuple(flows)))
 
     async def text(self, ref: AdapterRef, flow: Flow, weight: int) -> AdapterTextReply:
         """Return the text rules of an adapter once it is on the engine's disk, or the failure in their place.

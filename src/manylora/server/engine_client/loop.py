@@ -1,7 +1,7 @@
 """The loop of a synchronous engine in a thread or a process: take operations, step, send a frame."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, cast
 
 from manylora.adapter_ref import AdapterRef
@@ -20,6 +20,7 @@ from manylora.server.engine_client.messages import (
     AdapterReply,
     AdapterTextReply,
     CancelAdapterText,
+    DropGrammars,
     Frame,
     GetAdapters,
     GetAdapterText,
@@ -91,6 +92,9 @@ class EngineProtocol(Protocol):
 
     def infos(self) -> tuple[AdapterInfo, ...]:
         """Return every adapter that the store knows or loads."""
+
+    def drop_grammars(self, flows: Iterable[Flow]) -> None:
+        """Drop the compiled grammars of closed tenants, those in use at the end of their use."""
 
     def stats(self) -> EngineStats: ...
 
@@ -192,7 +196,7 @@ class _EngineLoop:
                 self._connection.send(self._reply(operation))
 
     def _reply(self, operation: Operation) -> AdapterReply:
-        """Answer a question about adapters."""
+        """Answer a question about adapters, or an order about grammars."""
         engine = self._engine
         match operation:
             case ManageAdapter(number, action, ref):
@@ -201,6 +205,9 @@ class _EngineLoop:
                 return _adapter_reply(number, engine.infos)
             case GetAdapters(number, AdapterRef() as ref):
                 return _adapter_reply(number, lambda: (engine.info(ref),))
+            case DropGrammars(number, flows):
+                engine.drop_grammars(flows)
+                return AdapterReply(number)
             case _:
                 raise AssertionError(f"not an operation of a running engine: {operation}")
 

@@ -78,6 +78,13 @@ class GetAdapters(msgspec.Struct, frozen=True, tag=True, array_like=True):
     ref: AdapterRef | None = None
 
 
+class DropGrammars(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Drop the compiled grammars of closed tenants, by their flows. An `AdapterReply` without adapters answers it."""
+
+    number: int
+    flows: tuple[Flow, ...]
+
+
 class GetAdapterText(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Return the text rules of an adapter, once it is on the engine's disk. An `AdapterTextReply` answers it.
 
@@ -178,7 +185,7 @@ class StatsUpdate(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class AdapterReply(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """The reply to `ManageAdapter` and `GetAdapters`. A refusal has its reason in `failure` and no infos."""
+    """The reply to `ManageAdapter`, `GetAdapters` and `DropGrammars`. A refusal has its `failure` and no infos."""
 
     number: int
     infos: tuple[AdapterInfo, ...] = ()
@@ -213,6 +220,7 @@ Operation = (
     | GetStats
     | ManageAdapter
     | GetAdapters
+    | DropGrammars
     | GetAdapterText
     | CancelAdapterText
     | StopEngine

@@ -343,10 +343,10 @@ MANYLORA_METRICS = (
         name="manylora_grammar_drops",
         kind=MetricKind.COUNTER,
         unit="grammars",
-        help="Compiled grammars that a tenant holds no more: beyond its quota, unused for long (age), or "
-        "because all tenants together hold too much (room)",
+        help="Compiled grammars that a tenant holds no more: beyond its quota, unused for long (age), because all "
+        "tenants together hold too much (room) or because the tenant is closed",
         labels=("reason",),
-        series=tuple((reason, f"grammars.dropped_{reason}") for reason in ("quota", "age", "room")),
+        series=tuple((reason, f"grammars.dropped_{reason}") for reason in ("quota", "age", "room", "closed")),
     ),
     Metric(
         name="manylora_grammar_compile_seconds",
