@@ -9,7 +9,9 @@ import pytest
 
 from manylora.clock import ManualClock
 from manylora.engine.request import Priority
+from manylora.server.batches import job as jobs
 from manylora.server.batches import lines as batch_lines
+from manylora.server.batches.lines import BatchLine, LineResult
 from manylora.server.storage.control_store import ControlStore, ResultClaim
 from manylora.stored.batches import WINDOW_S
 from manylora.stored.files import GrownFile
@@ -40,6 +42,31 @@ def test_a_batch_runs_each_line_as_a_request_of_low_priority(tmp_path: Path) -> 
             assert {record.request_id for record in records} == {
                 each["response"]["request_id"] for each in good.values()
             }
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("lines_at_once", [1, 4])
+def test_a_line_whose_error_cannot_be_written_fails_its_batch_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines_at_once: int
+) -> None:
+    def broken(wrong: BatchLine, error: BaseException) -> LineResult:
+        raise RuntimeError("a fault of the program")
+
+    monkeypatch.setattr(jobs, "failed_result", broken)
+
+    async def scenario() -> None:
+        async with batch_house(tmp_path, batches={"lines_at_once": lines_at_once}) as house:
+            lines = [line("good", "SAY:one"), line("bad", temperature=-1), *(line(str(each)) for each in range(20))]
+            batch = await house.until(await house.create(lines))
+            assert batch["status"] == "failed"
+            assert [each["code"] for each in batch["errors"]["data"]] == ["internal_error"]
+            good = await house.results(batch["output_file_id"])
+            assert batch["request_counts"] == {"total": 22, "completed": len(good), "failed": 0}
+            assert "good" in good or lines_at_once > 1, "what has a result keeps it"
+            assert batch["error_file_id"] is None
+            after = await house.until(await house.create([line("a")]))
+            assert after["status"] == "completed", "other batches go on"
 
     asyncio.run(scenario())
 

@@ -124,7 +124,8 @@ class Job:
     @property
     def has_turn(self) -> bool:
         """Return whether lines may begin or be repeated."""
-        return not self.is_stopped and self.batch.status is BatchStatus.IN_PROGRESS and not self.is_expired
+        is_running = self.batch.status is BatchStatus.IN_PROGRESS and not self.batch.errors
+        return is_running and not self.is_stopped and not self.is_expired
 
     # ── the input ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -203,16 +204,26 @@ class Job:
                 await places.acquire()
                 # In a thread: where another edge left off, all lines with a result come before the next one.
                 line = await asyncio.to_thread(next, lines, None) if self.has_turn else None
-                if line is None or not self._has_room():
+                if line is None or self.batch.errors or not self._has_room():
                     break
                 task = asyncio.create_task(self._run_line(line))
                 self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                task.add_done_callback(self._note_end)
                 task.add_done_callback(lambda _: places.release())
             while self._tasks:
                 await asyncio.wait(self._tasks)
         finally:
             self.abort()
+
+    def _note_end(self, task: "asyncio.Task[None]") -> None:
+        """Take the end of a line. One whose error could not be written fails the batch: it has no result."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("batch.result_lost batch=%s", self.batch.id, exc_info=error)
+            message = (
+                "an internal error of the server kept the result of a line from being written; create the batch again"
+            )
+            self.batch.errors = [BatchError(code="internal_error", message=message)]
 
     def _lines_at_once(self) -> int:
         """Return the places of this batch: of the tenant's sequences at one time it takes half."""
