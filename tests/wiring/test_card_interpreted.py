@@ -2,11 +2,17 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
+from manylora.adapter_ref import AdapterRef, SourceName
+from manylora.adapter_state import AdapterAction, AdapterState
+from manylora.adapters.store.store import Store
 from manylora.engine.engine import Engine
+from manylora.errors import AdapterNotFound
+from manylora.ids import Digest
 from manylora.kernels.cuda.backend import TorchKernels
 from tests.kernels.cuda.interpreted import require_triton
 from tests.wiring.test_card import MIB, NAMES, folder, open_engine, request, run
@@ -31,6 +37,28 @@ def engines(folder: Path) -> Iterator[tuple[Engine, Engine]]:
     yield made[0], made[1]
     for engine in made:
         engine.close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_an_evicted_adapter_returns_in_the_interpreter_and_a_deleted_one_leaves_no_byte(
+    engines: tuple[Engine, Engine],
+) -> None:
+    crowded, oracle = engines
+    names = [AdapterRef(SourceName.LOCAL, name) for name in ("three", "large", "dora")]  # the bank holds two
+    for name in (*names, names[0]):
+        asked = request(3, name, 5, new_tokens=2)
+        assert run(crowded, [asked])[asked.id] == run(oracle, [asked])[asked.id]
+    assert crowded.stats().adapters.evictions > 0
+    assert {AdapterState.IN_HOST, AdapterState.ON_DEVICE} <= {info.state for info in crowded.infos()}
+    image = cast(Store, crowded._store).weights[Digest(crowded.info(names[0]).digest)].image
+    assert image.any()
+    crowded.manage(AdapterAction.DELETE, names[0])
+    while crowded.tend():
+        pass
+    assert not image.any()
+    with pytest.raises(AdapterNotFound):
+        crowded.info(names[0])
 
 
 @pytest.mark.long

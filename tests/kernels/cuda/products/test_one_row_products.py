@@ -144,6 +144,6 @@ def test_a_captured_step_of_one_row_has_the_own_products_and_others_the_library_
     [launches] = decoding.graphs.captures
     own = sum(launch.kernel == "one_row_kernel" for launch in launches)
     assert own == (5 if rows == 1 else 0)  # q k v, o, gate and up, down, head
-    if rows == 1:
+    if rows > 1:
         library = Decoding()
         torch.testing.assert_close(captured, library.models[0].forward(step, library.kv[0]), rtol=1e-5, atol=1e-5)
