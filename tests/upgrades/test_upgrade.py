@@ -179,9 +179,14 @@ def test_prices_and_the_sums_of_a_closed_month_stay(upgraded: Upgraded) -> None:
         TOLD["prices"]
     )
     now = _by_names(upgraded.get("/admin/usage?month=2025-10&by=tenant,base,adapter")["usage"])
-    told = _by_names(TOLD["usage"])
+    told = {AS_INVOICED.get(names, names): sums for names, sums in _by_names(TOLD["usage"]).items()}
+    told = {names: {**sums, "names": list(names)} for names, sums in told.items()}
     assert {names: {name: now[names][name] for name in row} for names, row in told.items()} == told
     assert set(now) == set(told)
+
+
+AS_INVOICED = {("beta", "Tiny-Base", name): ("beta", "Tiny-Base", f"acme/{name}") for name in ("house/1", "triage/1")}
+"""Names of sums that lacked the adapter's owner, which the invoices of the older version have."""
 
 
 def _by_names(sums: list[dict[str, Any]]) -> dict[tuple[str | None, ...], dict[str, Any]]:

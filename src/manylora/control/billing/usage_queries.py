@@ -169,7 +169,7 @@ def _called() -> ColumnElement[str]:
     owner, adapter = ledger.c.adapter_owner, ledger.c.adapter
     comma, slash = (literal_column(f"'{sign}'", String) for sign in ",/")
     foreign = owner + slash + func.replace(adapter, comma, comma + owner + slash)
-    return case((or_(owner.is_(None), owner == ledger.c.tenant), adapter), else_=foreign)
+    return case((or_(owner.is_(None), owner == "", owner == ledger.c.tenant), adapter), else_=foreign)
 
 
 def _day_column(offsets: Sequence[tuple[int, int]]) -> ColumnElement[int]:
