@@ -100,7 +100,8 @@ def test_a_long_segment_has_chunks_of_many_rows_and_the_results_of_few() -> None
     staged = TritonAdapters(HOST).prepare_lora(own).native
     assert isinstance(staged, StagedLora)
     assert int(staged.host.chunks[:, 1].max()) == staged.host.most_rows == CHUNK_ROWS
-    assert staged.on(HOST).chunks[:, 1].tolist() == [1, LONG_CHUNK_ROWS, LONG_CHUNK_ROWS, 3, 3]
+    assert [part.chunks[:, 1].tolist() for part in staged.parts_on(HOST)] == [[LONG_CHUNK_ROWS] * 2 + [3], [1, 3]]
+    assert [part.most_rows for part in staged.parts_on(HOST)] == [LONG_CHUNK_ROWS, CHUNK_ROWS], "short ones keep theirs"
     assert error(*both(spans, placed, 40, targets, torch.float32)) < CLOSE["float32"]
 
 

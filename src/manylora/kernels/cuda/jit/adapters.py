@@ -60,9 +60,13 @@ class TritonAdapters:
         return dataclasses.replace(batch, native=StagedLora(segments, chunked(segments, CHUNK_ROWS)))
 
     def add_lora(self, y: Tensor, x: Tensor, lora: LoraBatch, layer: int, targets: tuple[LoraTarget, ...]) -> None:
-        own = chunks_of(lora, self._device)
-        if own is None or not own.most_rank:
-            return
+        native = lora.native
+        parts = native.parts_on(self._device) if isinstance(native, StagedLora) else (chunks_of(lora, self._device),)
+        for part in parts:
+            if part is not None and part.most_rank:
+                self._add(y, x, part, layer, targets)
+
+    def _add(self, y: Tensor, x: Tensor, own: LoraChunks, layer: int, targets: tuple[LoraTarget, ...]) -> None:
         _, layers, width, _ = own.tables.shape
         rows = own.most_rows
         block_outputs = BLOCK_OUTPUTS if rows == CHUNK_ROWS else LONG_BLOCK_OUTPUTS

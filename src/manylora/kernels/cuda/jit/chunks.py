@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manylora.kernels.adapter_layout import NONE, VECTORS_AT
+from manylora.kernels.cuda.jit.programs.lora_kernels import CHUNK_ROWS
 from manylora.kernels.lora_batch import LoraSegment, PlacedAdapter
 
 _Parts = tuple[tuple[int, float], ...]
@@ -17,7 +18,7 @@ _Parts = tuple[tuple[int, float], ...]
 
 
 LONG_SEGMENT, LONG_CHUNK_ROWS = 128, 64
-"""Rows of a segment from which on the chunks of its step have so many rows: fewer programs read a prompt's adapter."""
+"""Rows of a segment from which on its chunks have so many rows: fewer programs read a prompt's adapter."""
 CHUNK_TENSORS = ("chunks", "items", "weights", "tables", "row_items")
 """The tensors of `LoraChunks` that a step brings to the device."""
 
@@ -59,15 +60,29 @@ class StagedLora:
     segments: tuple[LoraSegment, ...]
     host: LoraChunks
     _placed: LoraChunks | None = field(default=None, init=False)
+    _parts: tuple[LoraChunks, ...] | None = field(default=None, init=False)
 
     def on(self, device: torch.device) -> LoraChunks:
-        """Return the chunks on the device: larger ones, where a segment is long."""
+        """Return the chunks of few rows on the device."""
         if self._placed is None:
-            is_long = max(segment.stop - segment.start for segment in self.segments) >= LONG_SEGMENT
-            host = chunked(self.segments, LONG_CHUNK_ROWS) if is_long else self.host
-            parts = {name: getattr(host, name).to(device) for name in CHUNK_TENSORS}
-            self._placed = dataclasses.replace(host, **parts)
+            self._placed = _placed(self.host, device)
         return self._placed
+
+    def parts_on(self, device: torch.device) -> tuple[LoraChunks, ...]:
+        """Return the chunks on the device, those of long segments apart: each segment's own length decides its chunks.
+
+        The rows of another segment in the step therefore keep their bits beside a prompt.
+        """
+        if self._parts is None:
+            long = [each for each in self.segments if each.stop - each.start >= LONG_SEGMENT]
+            short = [each for each in self.segments if each.stop - each.start < LONG_SEGMENT]
+            parts = (chunked(long, LONG_CHUNK_ROWS), *([chunked(short, CHUNK_ROWS)] if short else [])) if long else ()
+            self._parts = tuple(_placed(part, device) for part in parts) or (self.on(device),)
+        return self._parts
+
+
+def _placed(chunks: LoraChunks, device: torch.device) -> LoraChunks:
+    return dataclasses.replace(chunks, **{name: getattr(chunks, name).to(device) for name in CHUNK_TENSORS})
 
 
 def chunked(segments: Sequence[LoraSegment], most_rows: int) -> LoraChunks:

@@ -3,7 +3,7 @@
 Rows of one adapter form chunks of at most `CHUNK_ROWS`, so that every program has the same work (csgmv of SGLang). An
 item is one adapter of one chunk; a chunk of a mix has several, which the expansion adds in order. The inputs are cut
 into a number of splits that depends on their width alone, and the expansion sums the splits in order: no atomics, so
-that a row's bits do not depend on the rows beside it. A step with a long segment has chunks of more rows.
+that a row's bits do not depend on the rows beside it. A long segment has chunks of more rows.
 
 Source: SGMV: Punica, arXiv 2310.18547; true ranks in one batch: S-LoRA, arXiv 2311.03285.
 """
