@@ -185,7 +185,9 @@ def test_prices_and_the_sums_of_a_closed_month_stay(upgraded: Upgraded) -> None:
     assert set(now) == set(told)
 
 
-AS_INVOICED = {("beta", "Tiny-Base", name): ("beta", "Tiny-Base", f"acme/{name}") for name in ("house/1", "triage/1")}
+AS_INVOICED: dict[tuple[str | None, ...], tuple[str | None, ...]] = {
+    ("beta", "Tiny-Base", name): ("beta", "Tiny-Base", f"acme/{name}") for name in ("house/1", "triage/1")
+}
 """Names of sums that lacked the adapter's owner, which the invoices of the older version have."""
 
 
