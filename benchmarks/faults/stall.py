@@ -69,11 +69,15 @@ class InStep(RemoteManylora):
 
 @dataclass(frozen=True)
 class Seen:
-    """What one run saw: longest ÷ median gap, the gaps of one stream, and when each request had its first token."""
+    """What one run saw: longest ÷ median gap, the gaps of one stream, and when each request had its first token.
+
+    num_beside  further requests that had a reply
+    """
 
     ratio: float
     gaps: Gaps
     ready_s: list[float]
+    num_beside: int
 
 
 @dataclass
@@ -199,9 +203,10 @@ async def _visit(
         await asyncio.sleep(0.05)
     begun_s = clock.monotonic_s()
     visits: list[list[Answer]] = [[] for _ in targets]
+    others: list[Answer] = []
     await asyncio.gather(
         *(read(target, 100, 10, own, at) for target, own, at in zip(targets, visits, sends_s, strict=True)),
-        *(read(target, 100, 10, []) for target in beside),
+        *(read(target, 100, 10, others) for target in beside),
     )
     ended_s = clock.monotonic_s()
     for stream in streams:
@@ -223,4 +228,5 @@ async def _visit(
         max(every) / median(every),
         [(round(at, 3), round(gap, 4)) for at, gap in gaps[0]],
         [answer.pieces_s[0] - begun_s for answer in visitors],
+        sum(not answer.error for answer in others),
     )

@@ -5,7 +5,8 @@
 16 streams run on the base while 32 requests come at once, each with a schema never seen before, or none. The figure is
 the longest ÷ the median gap between tokens of the running streams, over the same ratio without schemas, for each pair.
 `--hostile`: the 32 requests have no schema on either side, and on one side as many come beside them whose schemas are
-made to cost much; each of those is refused, or gets its reply.
+made to cost much; each of those is refused, or gets its reply. Those that get one bring a prompt and tokens of their
+own: a third side has as many requests without a schema in their place, and a second ratio is over it.
 """
 
 import argparse
@@ -31,32 +32,36 @@ def main() -> None:
     options = parser.parse_args()
     facts, base = describe(), default_base()
     vocab = read_spec(base).vocab
-    ratios: list[float] = []
+    sides = ("schemas", "none", "prompts") if options.hostile else ("schemas", "none")
+    ratios: dict[str, list[float]] = {side: [] for side in sides[1:]}
     with tempfile.TemporaryDirectory() as scratch, serving(Manylora(), Path(scratch) / "log", base=base) as running:
-        visit(running.url, [_with_schema(-1)], vocab, [0.0])
+        first = [_hostile(-1 - number) for number in range(REQUESTS)] if options.hostile else []
+        num_served = visit(running.url, [_with_schema(-1)], vocab, [0.0], beside=first).num_beside
         for pair in range(options.pairs):
-            found: dict[bool, float] = {}
-            for has_schema in (True, False) if pair % 2 else (False, True):
-                first = pair * REQUESTS
-                numbers = range(first, first + REQUESTS) if has_schema else ()
+            numbers = range(pair * REQUESTS, (pair + 1) * REQUESTS)
+            found: dict[str, float] = {}
+            for side in reversed(sides) if pair % 2 else sides:
                 plain: list[Fields] = [{"model": ""}] * REQUESTS
-                beside: list[Fields] = []
-                if options.hostile:
-                    beside = [{"model": "", **hostile_form(number)} for number in numbers]
-                elif has_schema:
+                beside: list[Fields] = [{"model": ""}] * num_served if side == "prompts" else []
+                if side == "schemas" and options.hostile:
+                    beside = [_hostile(number) for number in numbers]
+                elif side == "schemas":
                     plain = [_with_schema(number) for number in numbers]
-                found[has_schema] = visit(running.url, plain, vocab, [0.0] * REQUESTS, beside=beside).ratio
-            ratios.append(found[True] / found[False])
-            print(
-                f"pair {pair + 1:2d}  with {found[True]:.2f}  without {found[False]:.2f}  ÷ {ratios[-1]:.3f}",
-                flush=True,
-            )
-    result = median_with_interval(ratios)
-    print(f"longest ÷ median gap, with schemas ÷ without: {result}")
+                found[side] = visit(running.url, plain, vocab, [0.0] * REQUESTS, beside=beside).ratio
+            for side, own in ratios.items():
+                own.append(found["schemas"] / found[side])
+            print(f"pair {pair + 1:2d}  " + "  ".join(f"{side} {found[side]:.2f}" for side in sides), flush=True)
+    result = {side: median_with_interval(own) for side, own in ratios.items()}
+    for side, interval in result.items():
+        print(f"longest ÷ median gap, with schemas ÷ {side}: {interval}")
     if options.json:
-        options.json.write_text(
-            json.dumps({**facts, "hostile": options.hostile, "pairs": options.pairs, "ratio": result}, indent=1) + "\n"
-        )
+        more = {"served": num_served, "ratio_to_prompts": result["prompts"]} if options.hostile else {}
+        record = {**facts, "hostile": options.hostile, "pairs": options.pairs, "ratio": result["none"], **more}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _hostile(number: int) -> Fields:
+    return {"model": "", **hostile_form(number)}
 
 
 def _with_schema(number: int) -> Fields:
