@@ -20,8 +20,9 @@ from tests.support.tiny import TinyBase
 require_triton()
 from manylora.kernels.cuda.jit.backend import TritonKernels  # noqa: E402 - after the check
 
-CLOSE = {torch.float32: 1e-3, torch.float16: 2e-2}
-"""Largest difference of a logit: in float32 the orders of sums differ, float16 rounds to eleven bits."""
+CLOSE = {torch.float32: 1e-4, torch.float16: 2e-2}
+"""Largest difference of a logit, as a share of the largest logit: in float32 the orders of sums differ, float16 rounds
+to eleven bits (0.0063 measured)."""
 FEW = ("rank 3", "DoRA on both ends, tied", "LoRA bias", "saved norms", "added tokens, trained ends", "activated")
 """Kinds that take different operations, for the interpreter."""
 
@@ -54,7 +55,8 @@ def assert_alike(
     found, expected = (our_logits(case, base, folder, model) for model in models)
     is_known = expected.isfinite()
     assert torch.equal(is_known, found.isfinite())
-    assert (found - expected)[is_known].abs().max().item() < CLOSE[dtype]
+    error, largest = (found - expected)[is_known].abs().max(), expected[is_known].abs().max()
+    assert (error / largest).item() < CLOSE[dtype]
 
 
 @pytest.mark.parametrize(
