@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from benchmarks.fleet.profile import Profile
 from benchmarks.fleet.replica import Call, Replica
 from benchmarks.fleet.traffic import Catalogue
-from manylora.cluster.homes import first_slots, keys_of, scores
-from manylora.cluster.placement import CHUNK_SCORES
+from manylora.cluster.homes import first_slots, keys_of, rows_at_once, scores
 from manylora.cluster.views import Tier
 
 HEARTBEAT_S = 0.5
@@ -83,7 +82,7 @@ class Policy(ABC):
         uses = self.rng.poisson(self.adapters.shares * requests)
         replicas = keys_of([str(replica.name) for replica in self.replicas])
         seen = np.flatnonzero(uses)[::-1]
-        for chunk in np.array_split(seen, 1 + len(seen) * len(replicas) // CHUNK_SCORES):
+        for chunk in np.array_split(seen, 1 + len(seen) // rows_at_once(len(replicas))):
             keys = keys_of([self.names[adapter] for adapter in chunk.tolist()])
             orders = first_slots(scores(keys[:, None], replicas), first)
             for adapter, number in zip(
@@ -95,7 +94,7 @@ class Policy(ABC):
         """Return the rendezvous home of each adapter."""
         replicas = keys_of([str(replica.name) for replica in self.replicas])
         found: list[list[int]] = []
-        size = max(1, CHUNK_SCORES // len(replicas))
+        size = rows_at_once(len(replicas))
         for start in range(0, len(self.names), size):
             keys = keys_of(self.names[start : start + size])
             found += [[place] for place in np.argmax(scores(keys[:, None], replicas), axis=1).tolist()]

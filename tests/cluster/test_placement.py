@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import manylora.cluster.placement as placement_module
+import manylora.cluster.homes as homes_module
 from manylora.adapter_state import AdapterAction
 from manylora.cluster.demand import Arrivals, DemandEstimate
 from manylora.cluster.homes import home_order
@@ -207,6 +207,6 @@ def test_a_plan_of_a_large_fleet_makes_the_scores_in_parts(monkeypatch: pytest.M
     tracemalloc.stop()
     # All scores at once are 2,000 · 500 · 8 bytes, and as much again while they are made.
     assert peak_bytes < 8_000_000
-    monkeypatch.setattr(placement_module, "CHUNK_SCORES", 1)
+    monkeypatch.setattr(homes_module, "CHUNK_SCORES", 1)
     assert placed == again == plan(demand, fleet, Placement())
     assert len(placed.places) == 2000

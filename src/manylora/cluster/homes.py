@@ -9,6 +9,8 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
+CHUNK_SCORES = 1 << 17
+"""Scores of adapters on replicas that are made at once: those of a whole plan would be gigabytes in a large fleet."""
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
@@ -41,6 +43,11 @@ def scores(adapters: NDArray[np.uint64] | np.uint64, replicas: NDArray[np.uint64
     mixed ^= mixed >> _SHIFTS[2]
     found: NDArray[np.float64] = (mixed >> _SHIFTS[3]).astype(np.float64) * _UNIT
     return found
+
+
+def rows_at_once(replicas: int) -> int:
+    """Return the number of adapters whose scores on so many replicas are made at once, within bounded memory."""
+    return max(1, CHUNK_SCORES // replicas)
 
 
 def first_slots(affinity: NDArray[np.float64], most: int) -> NDArray[np.intp]:

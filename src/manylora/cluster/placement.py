@@ -13,11 +13,8 @@ from numpy.typing import NDArray
 
 from manylora.adapter_state import AdapterAction
 from manylora.cluster.demand import DemandEstimate
-from manylora.cluster.homes import keys_of, scores
+from manylora.cluster.homes import keys_of, rows_at_once, scores
 from manylora.ids import Digest, ReplicaId
-
-CHUNK_SCORES = 1 << 17
-"""Scores of adapters on replicas that are made at once: those of a whole plan would be gigabytes in a large fleet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +155,7 @@ class _Packing:
 
     def _affinities(self, digests: list[Digest]) -> Iterator[NDArray[np.float64]]:
         """Yield the scores of the replicas for each adapter, (slots,)."""
-        size = max(1, CHUNK_SCORES // len(self.names))
+        size = rows_at_once(len(self.names))
         for start in range(0, len(digests), size):
             yield from scores(keys_of(list(digests[start : start + size]))[:, None], self.keys)
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from manylora.cluster.demand import DemandEstimate
-from manylora.cluster.homes import first_slots, keys_of, scores
+from manylora.cluster.homes import first_slots, keys_of, rows_at_once, scores
 from manylora.cluster.placement import Placement
 from manylora.cluster.views import FleetView, Tier
 from manylora.ids import Digest, ReplicaId
 
 BOTH = (Tier.HOST, Tier.DISK)
-CHUNK, CHUNK_SCORES = 1024, 1 << 17
-"""Adapters, and scores of replicas for them, that are made at once."""
+CHUNK = 1024
+"""The most adapters whose orders are made at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def prefetches(
     worth = demand.average_tokens_per_s() / np.maximum(demand.num_bytes, 1.0)
     ranked = np.argsort(-worth, kind="stable")
     rows = ranked[demand.average_requests()[ranked] >= least_requests]
-    size = min(CHUNK, max(1, CHUNK_SCORES // len(view.replicas)))
+    size = min(CHUNK, rows_at_once(len(view.replicas)))
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size].tolist()
         orders = filling.orders([demand.digests[row] for row in chunk], 1 + spares)

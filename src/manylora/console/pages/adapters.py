@@ -17,6 +17,7 @@ from manylora.console.repositories import OWN as REPOS
 from manylora.console.repositories import deletable, not_yours, seen
 from manylora.console.residency import states_of, together
 from manylora.console.visitors import ROOT
+from manylora.tenancy import called_adapter
 
 router = APIRouter(prefix=f"{ROOT}/adapters")
 UPLOAD = "/v2/adapters/upload"
@@ -176,7 +177,7 @@ async def _hits(page: ConsolePage) -> Counter[str]:
 
 def _called(page: ConsolePage, owner: str, repo: str) -> str:
     """Return a repository's name in the visitor's usage: after its owner's name if that is another tenant."""
-    return repo if owner == page.visitor.tenant else f"{owner}/{repo}"
+    return called_adapter(page.visitor.tenant, repo, owner) or repo
 
 
 async def _json(page: ConsolePage) -> dict[str, Any]:
