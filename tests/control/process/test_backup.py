@@ -106,7 +106,6 @@ def test_only_its_owner_reads_a_backup_and_its_pepper(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.tar", "new", "old"]
 
 
-@pytest.mark.long
 def test_a_backup_is_taken_while_records_come_in(tmp_path: Path) -> None:
     with running_control(tmp_path / "old") as plane:
 
