@@ -62,9 +62,24 @@ REFUSALS = {
 }
 
 
+def changed(model: Path, base: Path, refusal: Refusal) -> None:
+    """Make the folder `base` with the files of a base that is served, and change it."""
+    base.mkdir()
+    for file in model.iterdir():
+        if file.suffix == ".safetensors":
+            (base / file.name).symlink_to(file)
+        else:
+            (base / file.name).write_bytes(file.read_bytes())
+    refusal.change(base)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model")
+    return save_served(tmp_path_factory.mktemp("model"))
+
+
+def save_served(directory: Path) -> Path:
+    """Save a base that is served, and return its folder."""
     save_random(directory, LlamaForCausalLM(LlamaConfig(**{**SMALL, "vocab_size": 331})))
     return save_byte_level(directory)
 
@@ -74,13 +89,7 @@ def test_a_base_that_cannot_be_served_is_refused_by_name(name: str, model: Path,
     refusal, base = REFUSALS[name], tmp_path / "base"
     if name == "card" and has_cuda_device():
         pytest.skip("this machine has a card")
-    base.mkdir()
-    for file in model.iterdir():
-        if file.suffix == ".safetensors":
-            (base / file.name).symlink_to(file)
-        else:
-            (base / file.name).write_bytes(file.read_bytes())
-    refusal.change(base)
+    changed(model, base, refusal)
     cache = make_cache(tmp_path / "cache")
     settings = [f"model.cache_dir={cache}", f"metering.dir={tmp_path / 'm'}", *refusal.flags]
     words = ["serve", "--base", str(base), "--port", "0", *(f"--set={each}" for each in settings)]

@@ -16,10 +16,13 @@ from manylora.kernels.storage_form import FLOAT32, StorageForm, expected_form
 from manylora.models.checkpoint_files import (
     checked_entries,
     form_with_stored,
+    is_gguf,
 )
 from manylora.models.fetch.catalog import describe
 from manylora.models.spec import ModelSpec
 from manylora.models.tensor_parallel import shard
+from manylora.models.text.token_files import TOKENIZER_FILE
+from manylora.models.text.tokenizer import Tokenizer
 from manylora.system.byte_sizes import byte_text
 from manylora.system.resources import find_resources, has_cuda_device, machine_bytes
 from manylora.wiring.memory_plan import MemoryPlan, base_sizes, plan_memory
@@ -42,6 +45,14 @@ def planned_form(config: Config, spec: ModelSpec | None = None, directory: Path 
         return form_with_stored(form, spec, checked_entries(directory, spec))
     except StartupError:
         return form  # a directory without weights is planned by its shape; the start checks the files
+
+
+def refuse_unfit_files(directory: Path, spec: ModelSpec) -> None:
+    """Raise what a start raises for a base's files, from headers and the tokenizer. Files that are not here pass."""
+    if any(directory.glob("*.safetensors")) or is_gguf(directory):
+        checked_entries(directory, spec)
+    if (directory / TOKENIZER_FILE).is_file():
+        Tokenizer(directory)
 
 
 def available_bytes(config: Config) -> int:

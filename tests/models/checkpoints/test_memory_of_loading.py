@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from manylora.config.environment import child_environment
+from manylora.kernels.storage_form import BFLOAT16, FLOAT32, INT4, INT8, StorageForm
 from manylora.models.checkpoint_files import expected_shapes
+from manylora.models.sizes import weight_bytes
 from manylora.models.spec import read_spec
 from manylora.models.tensor_parallel import Share
 from tests.conftest import long
@@ -43,18 +45,17 @@ import sys
 from pathlib import Path
 from manylora.kernels.select import select_kernels
 from manylora.models.spec import read_spec
-from tests.models.gguf.tiny_gguf import write_model
 from manylora.models.tensor_parallel import Share
 from manylora.models.weights import load_weights
 def field(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
-kernels = select_kernels(sys.argv[2], 1)
+kernels = select_kernels(sys.argv[2], 1, quantize=sys.argv[3])
 directory = Path(sys.argv[1])
 spec = read_spec(directory)
 Path("/proc/self/clear_refs").write_text("5")
 before = field("VmRSS")
-share = Share(spec, int(sys.argv[3]), 1) if len(sys.argv) > 3 else None
+share = Share(spec, int(sys.argv[4]), 1) if len(sys.argv) > 4 else None
 weights = load_weights(directory, spec, kernels, share=share)
 print(before, field("VmRSS"), field("VmHWM"))
 """
@@ -105,20 +106,28 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count of memory is read from /proc")
 @pytest.mark.parametrize(
-    ("files", "kernels", "item_bytes"),
+    ("files", "kernels", "form"),
     [
-        ("base", "native", 2),
-        *long(("base", "reference", 4), ("gguf_base", "native", 2), ("mixture", "native", 2)),
+        ("base", "native", BFLOAT16),
+        *long(
+            ("base", "reference", FLOAT32),
+            ("base", "native", INT8),
+            ("base", "native", INT4),
+            ("gguf_base", "native", BFLOAT16),
+            ("gguf_base", "native", INT4),
+            ("mixture", "native", BFLOAT16),
+            ("mixture", "native", INT8),
+            ("mixture", "native", INT4),
+        ),
     ],
+    ids=lambda value: value.weights if isinstance(value, StorageForm) else value,
 )
 def test_loading_takes_the_packed_total_and_no_further_tensor(
-    files: str, kernels: str, item_bytes: int, request: pytest.FixtureRequest
+    files: str, kernels: str, form: StorageForm, request: pytest.FixtureRequest
 ) -> None:
     directory: Path = request.getfixturevalue(files)
-    command = [sys.executable, "-P", "-c", LOAD, str(directory), kernels]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
-    before, after, peak = map(int, done.stdout.split())
-    packed, largest = item_bytes * read_spec(directory).parameters, item_bytes * LARGEST
+    before, after, peak = loaded(directory, kernels, form.weights if form.scale_bytes else "none")
+    packed, largest = weight_bytes(read_spec(directory), form), LARGEST * (4 if form is FLOAT32 else 2)
     assert after - before > 0.9 * packed, "the weights were not in memory, so that the peak says nothing"
     # A piece is 2 MiB in float32, with temporaries beside it; the largest tensor is 32 or 64 MiB.
     assert peak - before < packed + largest
@@ -127,9 +136,15 @@ def test_loading_takes_the_packed_total_and_no_further_tensor(
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count of memory is read from /proc")
 def test_a_rank_takes_its_share_and_no_further_tensor(base: Path) -> None:
-    command = [sys.executable, "-P", "-c", LOAD, str(base), "native", "2"]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
-    before, after, peak = map(int, done.stdout.split())
+    before, after, peak = loaded(base, "native", "none", "2")
     packed, largest = 2 * Share(read_spec(base), 2, 1).own.parameters, 2 * LARGEST
     assert 0.9 * packed < after - before
     assert peak - before < packed + largest
+
+
+def loaded(directory: Path, *options: str) -> tuple[int, int, int]:
+    """Load a base in a process of its own; return its bytes of memory before, after and at most."""
+    command = [sys.executable, "-P", "-c", LOAD, str(directory), *options]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
+    before, after, peak = map(int, done.stdout.split())
+    return before, after, peak

@@ -39,7 +39,7 @@ from manylora.system.resources import machine_bytes
 from manylora.wiring.memory_plan import base_sizes, divide_memory
 from manylora.wiring.placer.processes import Process, orders_below, process_of
 from manylora.wiring.placer.replica_log import cut_log, last_line, open_log
-from manylora.wiring.planning import planned_form
+from manylora.wiring.planning import planned_form, refuse_unfit_files
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,8 @@ class LocalPlacer:
         try:
             config = self._settings(options)
             facts = describe(config.model.base, cache_dir(config))
+            if facts.directory is not None:
+                refuse_unfit_files(facts.directory, facts.spec)
             sizes = base_sizes(config, facts.spec, planned_form(config, facts.spec, facts.directory))
         except ManyloraError as error:
             raise InvalidParameter(f"{options.base}: {error.message}", parameter="config.baseModel") from error
