@@ -71,7 +71,7 @@ def test_each_adapter_stays_with_one_replica_and_the_status_shows_both(fleet: Fl
 
 def cpu_seconds(pid: int) -> float:
     used = psutil.Process(pid).cpu_times()
-    return used.user + used.system
+    return float(used.user + used.system)
 
 
 def settled(fleet: Fleet) -> list[int]:

@@ -35,12 +35,14 @@ def run(
     from manylora.control.process.checks import check_settings
     from manylora.http.listener import listen
     from manylora.system.collector import paused
+    from manylora.system.freed_memory import release_regularly
     from manylora.system.log_lines import configure_logs
     from manylora.system.resources import raise_file_limit
     from manylora.system.standard_streams import make_streams_lossy
 
     make_streams_lossy()
     configure_logs("control")
+    release_regularly()
     raise_file_limit()
     settings = configuration(config, set_ or (), {"control.host": host, "control.port": port})
     check_settings(settings)

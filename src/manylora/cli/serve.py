@@ -64,6 +64,7 @@ def serve(
     )
     from manylora.http.listener import listen
     from manylora.system.collector import paused
+    from manylora.system.freed_memory import release_regularly
     from manylora.system.log_lines import configure_logs
     from manylora.system.resources import raise_file_limit
     from manylora.system.standard_streams import make_streams_lossy
@@ -71,6 +72,7 @@ def serve(
 
     make_streams_lossy()
     configure_logs("edge")
+    release_regularly()
     raise_file_limit()
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
     flags: dict[str, Setting | None] = {
@@ -179,6 +181,7 @@ def engine(
     """
     from manylora.cli.settings import FACTORY, configuration, with_adapter_roots, with_bases_fetched
     from manylora.system.collector import paused
+    from manylora.system.freed_memory import release_regularly
     from manylora.system.log_lines import configure_logs
     from manylora.system.resources import raise_file_limit
     from manylora.system.standard_streams import make_streams_lossy
@@ -186,6 +189,7 @@ def engine(
 
     make_streams_lossy()
     configure_logs("host")
+    release_regularly()
     raise_file_limit()
     roots = tuple(str(root.expanduser().resolve()) for root in adapter_root or ())
     settings = configuration(

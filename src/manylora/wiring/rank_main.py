@@ -46,6 +46,7 @@ from manylora.system.byte_sizes import byte_text
 from manylora.system.collector import exempt_modules
 from manylora.system.end_of_parent import die_with_parent
 from manylora.system.failures import described
+from manylora.system.freed_memory import release_regularly
 from manylora.system.log_lines import configure_logs
 from manylora.system.resources import find_resources
 from manylora.system.standard_streams import make_streams_lossy
@@ -61,6 +62,7 @@ def main(end: int, parent_pid: int) -> int:
         die_with_parent(parent_pid)
     make_streams_lossy()
     configure_logs("rank")
+    release_regularly()
     exempt_modules()
     threading.Thread(target=partial(_end_with_socket, end), name="manylora-rank-0", daemon=True).start()
     commands = CommandSocket(socket.socket(fileno=end))

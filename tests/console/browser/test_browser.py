@@ -13,6 +13,8 @@ from tests.console.house import OPERATOR_PAGES, PAGES, PASSWORD
 
 if not IS_CI:
     pytest.importorskip("playwright")
+from playwright.sync_api import Locator
+
 from tests.console.browser.browsing import (
     AXE,
     SIZES,
@@ -21,10 +23,13 @@ from tests.console.browser.browsing import (
     Visit,
     browser_page,
     console_server,
+    write_adapter,
 )
 from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.long
+MOST_STOPS = 80
+"""Presses of Tab from one control of a page to any other."""
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +38,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
         missing("apt-get install chromium")
     with console_server(tmp_path_factory.mktemp("console")) as found:
         yield found
+
+
+def give_login(url: str, key: str) -> None:
+    """Give the operator the password of the tests."""
+    headers = {"authorization": f"Bearer {key}"}
+    reply = httpx2.put(f"{url}/v1/account/login", json={"password": PASSWORD}, headers=headers, timeout=PATIENCE_S)
+    reply.raise_for_status()
 
 
 def test_a_customer_signs_up_uploads_asks_and_sees_usage_and_invoice(server: tuple[str, str], tmp_path: Path) -> None:
@@ -56,12 +68,8 @@ def test_a_customer_signs_up_uploads_asks_and_sees_usage_and_invoice(server: tup
 
 
 def test_a_version_is_promoted_by_questions(server: tuple[str, str], tmp_path: Path) -> None:
-    url, key = server
-    headers = {"authorization": f"Bearer {key}"}
-    httpx2.put(
-        f"{url}/v1/account/login", json={"password": PASSWORD}, headers=headers, timeout=PATIENCE_S
-    ).raise_for_status()
-    with browser_page(url) as visit:
+    give_login(*server)
+    with browser_page(server[0]) as visit:
         page = visit.page
         visit.sign_in("operator")
         for version, alias in ((1, "prod"), (2, "")):
@@ -92,7 +100,7 @@ def _until_usage(visit: Visit) -> str:
     raise AssertionError("the usage of two requests did not arrive")
 
 
-def test_the_keyboard_alone_suffices(server: tuple[str, str]) -> None:
+def test_the_keyboard_alone_leads_from_the_sign_up_to_the_invoice(server: tuple[str, str], tmp_path: Path) -> None:
     with browser_page(server[0]) as visit:
         page, keyboard = visit.page, visit.page.keyboard
         visit.go("/sign-up")
@@ -102,19 +110,64 @@ def test_the_keyboard_alone_suffices(server: tuple[str, str]) -> None:
             keyboard.press("Tab")
         keyboard.press("Enter")
         page.get_by_label("Your first key").wait_for()
+        _open(visit, "Adapters")
+        _tab_to(visit, page.get_by_label("Adapter", exact=True))
+        keyboard.type("triage")
+        _tab_to(visit, page.get_by_label("Files"))
+        with page.expect_file_chooser() as chooser:
+            keyboard.press("Enter")
+        chooser.value.set_files(write_adapter(tmp_path / "adapter"))
+        _press(visit, page.get_by_role("button", name="Upload"))
+        page.wait_for_url("**/console/adapters/*/triage/1")
+        _open(visit, "Playground")
+        _tab_to(visit, page.get_by_label("Prompt"))
+        keyboard.press("Control+A")
+        keyboard.type("SAY:good morning")
+        _press(visit, page.get_by_role("button", name="Ask"))
+        page.locator(".facts", has_text="tokens").nth(1).wait_for()
+        assert page.locator("#left .answer").inner_text() == "good morning"
+        _until_usage(visit)
+        _open(visit, "Billing")
+        _press(visit, page.locator("tbody a[href*='/invoices/']").first)
+        page.wait_for_url("**/billing/invoices/*")
+        assert page.locator("#invoice tbody tr").count() == 2
+        assert visit.faults == []
+
+
+def test_the_keyboard_skips_the_links_and_opens_and_leaves_a_question(server: tuple[str, str]) -> None:
+    give_login(*server)
+    with browser_page(server[0]) as visit:
+        page, keyboard = visit.page, visit.page.keyboard
+        visit.sign_in("operator")
         visit.go("/keys")
         keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
         keyboard.press("Enter")
-        for _ in range(40):
-            keyboard.press("Tab")
-            if page.evaluate("document.activeElement.tagName") == "SUMMARY":
-                break
-        keyboard.press("Enter")
+        _press(visit, page.locator("details.confirm summary").first)
         page.locator("details.confirm[open]").wait_for()
         keyboard.press("Escape")
         page.locator("details.confirm[open]").wait_for(state="detached")
         assert visit.faults == []
+
+
+def _tab_to(visit: Visit, target: Locator) -> None:
+    """Press Tab until the target has the focus."""
+    for _ in range(MOST_STOPS):
+        visit.page.keyboard.press("Tab")
+        if target.evaluate("each => each === document.activeElement"):
+            return
+    raise AssertionError(f"Tab does not reach {target}")
+
+
+def _press(visit: Visit, target: Locator) -> None:
+    _tab_to(visit, target)
+    visit.page.keyboard.press("Enter")
+
+
+def _open(visit: Visit, name: str) -> None:
+    """Open a page by its link in the console's navigation."""
+    _press(visit, visit.page.get_by_role("navigation", name="Console").get_by_role("link", name=name, exact=True))
+    visit.page.get_by_role("heading", level=1, name=name, exact=True).wait_for()
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -126,9 +179,7 @@ def test_every_page_fits_and_every_reader_can_use_it(
         missing("make .venvs/axe-core/installed")
     url, key = server
     headers = {"authorization": f"Bearer {key}"}
-    httpx2.put(
-        f"{url}/v1/account/login", json={"password": PASSWORD}, headers=headers, timeout=PATIENCE_S
-    ).raise_for_status()
+    give_login(url, key)
     httpx2.post(f"{url}/admin/tenants", json={"id": "acme"}, headers=headers, timeout=PATIENCE_S)
     code = f"look-{theme}-{size[0]}"
     with browser_page(url, size=size, theme=theme) as visit:

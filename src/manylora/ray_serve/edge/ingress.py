@@ -24,6 +24,7 @@ from manylora.server.app.run import EdgeClient, close_clients, start_application
 from manylora.server.app.starting import StartingApp
 from manylora.server.engine_client.transport import Transport
 from manylora.server.storage.storage import open_storage, plane_mark
+from manylora.system.freed_memory import release_regularly
 from manylora.system.log_lines import configure_logs
 from manylora.system.private_files import keep_private
 from manylora.wiring.control import host_control
@@ -46,6 +47,7 @@ class Edge:
         """Join the control plane, and start the application. Raises as `run_server`."""
         keep_private()
         configure_logs("edge")
+        release_regularly()
         self._front = StartingApp(SystemClock())
         name = secrets.token_hex(4)
         config, announce = order.config, log_announce()

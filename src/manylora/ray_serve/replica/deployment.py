@@ -20,6 +20,7 @@ from manylora.ray_serve.replica.engine import ReplicaEngine
 from manylora.ray_serve.replica.observing import observe_on
 from manylora.server.engine_client.client import EngineClient
 from manylora.server.engine_client.process.transport import ProcessTransport
+from manylora.system.freed_memory import release_regularly
 from manylora.system.log_lines import configure_logs
 from manylora.system.private_files import keep_private
 
@@ -85,6 +86,7 @@ class EngineReplica:
         """Start the engine, and return once it takes requests. Raises `StartupError`."""
         keep_private()
         configure_logs("replica")
+        release_regularly()
         clock, config = SystemClock(), order.config
         self._restart_s = config.ray.restart_s
         self._transport = ProcessTransport(order.factory, config, on_progress=log.info, clock=clock)

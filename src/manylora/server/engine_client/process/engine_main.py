@@ -33,6 +33,7 @@ from manylora.server.engine_client.messages import (
 from manylora.system.collector import exempt_modules, paused
 from manylora.system.end_of_parent import die_with_parent
 from manylora.system.failures import described
+from manylora.system.freed_memory import release_regularly
 from manylora.system.log_lines import configure_logs
 from manylora.system.resources import find_resources
 from manylora.system.standard_streams import lost_lines, make_streams_lossy
@@ -89,6 +90,7 @@ def main(address: str, parent_pid: int) -> int:
     die_with_parent(parent_pid)
     make_streams_lossy()
     configure_logs("engine")
+    release_regularly()
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.set_hwm(MAX_QUEUED)
