@@ -184,6 +184,7 @@ MAY_START_THREADS_OR_PROCESSES = {
     "wiring/placer/local_placer.py",  # the replicas of dedicated deployments
     "wiring/rank_main.py",  # a thread that waits for the end of rank 0
     "wiring/llm.py",  # the event loop of a program that has none
+    "system/freed_memory.py",  # the return of freed memory once a minute
     "system/standard_streams.py",  # the writer of log lines, which may block
     "system/log_lines.py",  # the hook for exceptions of threads; it starts none
 }

@@ -2,7 +2,6 @@
 
 import ctypes
 import threading
-import time
 
 RELEASE_S = 60.0
 """Seconds between two returns of freed memory."""
@@ -31,8 +30,8 @@ def release_regularly(every_s: float = RELEASE_S) -> None:
 
 
 def _release_on(every_s: float) -> None:
-    while True:
-        time.sleep(every_s)
+    never = threading.Event()
+    while not never.wait(every_s):
         release_freed_memory()
 
 

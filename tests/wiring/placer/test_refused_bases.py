@@ -7,6 +7,7 @@ import pytest
 
 from manylora.wiring.placer.local_placer import LocalPlacer
 from tests.cli.test_refused_bases import REFUSALS, Refusal, changed, save_served
+from tests.conftest import thinned
 from tests.control.plane import Plane, in_plane, migrated_in
 
 IN_FILES = ("architecture", "rope type", "quantisation", "bits", "tokenizer of another vocabulary")
@@ -18,7 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_served(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.parametrize("name", IN_FILES)
+@pytest.mark.parametrize("name", thinned(IN_FILES, 4))
 def test_a_deployment_of_a_base_that_cannot_be_served_is_refused_by_name(
     name: str, model: Path, tmp_path: Path
 ) -> None:
