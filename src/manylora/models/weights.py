@@ -125,16 +125,20 @@ def _load_layer(spec: ModelSpec, layer: int, source: WeightSource, kernels: Kern
     def vector(path: str) -> Tensor:
         return kernels.place(source.vector(block_tensor(layer, path)))
 
-    def matrices(name: str) -> tuple[Packed, ...]:
-        return tuple(source.packed(kernels, *parts) for parts in fused_weights(spec, layer, name))
-
     def matrix(name: str) -> Packed:
-        [packed] = matrices(name)
-        return packed
+        [parts] = fused_weights(spec, layer, name)
+        return source.packed(kernels, *parts)
+
+    def experts(name: str) -> tuple[Packed, ...]:
+        found = []
+        for parts in fused_weights(spec, layer, name):
+            found.append(source.packed(kernels, *parts))
+            release_freed_memory()  # else a layer of many experts keeps the pieces of each of them until its end
+        return tuple(found)
 
     def mixture() -> Experts:
         router = kernels.place(source.matrix(block_tensor(layer, ROUTER_PATH))[:].float())
-        return Experts(router=router, gate_up=matrices("gate_up"), down=matrices("down"))
+        return Experts(router=router, gate_up=experts("gate_up"), down=experts("down"))
 
     return LayerWeights(
         attention_norm=vector(ATTENTION_NORM),
