@@ -98,7 +98,9 @@ def limits(records: Mapping[str, Record]) -> str:
             f"multiply-adds in registers, {read / 1e9:.0f} GB/s read from memory.",
             "",
         ]
-        if "versus" in records:
+        # The ceiling is of float32: it bounds no figure of another machine, nor one whose products are of bf16 pairs.
+        processor = ceilings["machine"]["processor"]
+        if "versus" in records and records["versus"]["processor"] == processor and "bf16" not in processor:
             lines += _triage_limit(records["versus"], fma)
     if "int8" in records:
         rows = records["int8"]["linear_layers"]
